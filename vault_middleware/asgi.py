@@ -1,0 +1,171 @@
+"""VaultMiddleware: the pure ASGI class, for http, websocket and lifespan."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .accessor import RequestSecrets, activate, deactivate
+from .config import SecretConfig
+from .errors import ConfigurationError, VaultMiddlewareError
+from .manager import SecretsManager
+from .web import ASGIIdentity, error_response
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["VaultMiddleware"]
+
+_log = logging.getLogger("vault_middleware")
+
+
+class VaultMiddleware:
+    """Gives each request ``request.state.secrets``, and starts and stops the manager with the application's lifespan.
+
+    Parameters
+    ----------
+    app
+        The application inside.
+    manager
+        A manager of the caller's: started if it is not yet, and closed only by the caller.
+    config
+        Settings for a manager of the middleware's own; without either, those of the environment.
+    handle_errors
+        Answer an error of this package that the application let through: 503 with ``Retry-After`` where trying again
+        can help, else 500.
+
+    Raises
+    ------
+    ConfigurationError
+        A setting is wrong. Where the framework builds its middleware only within the lifespan, as Starlette does, the
+        lifespan's start fails instead: an exception there would make some servers serve without it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        manager: SecretsManager | None = None,
+        config: SecretConfig | None = None,
+        *,
+        handle_errors: bool = False,
+    ) -> None:
+        self.app = app
+        self._handle_errors = handle_errors
+        self._owns_manager = manager is None
+        self._manager = manager
+        self._broken: ConfigurationError | None = None
+        if manager is None:
+            try:
+                self._manager = SecretsManager(config)
+            except ConfigurationError as error:
+                if not _inside_lifespan(sys._getframe(1)):
+                    raise
+                self._broken = error.with_traceback(None)
+
+    @property
+    def manager(self) -> SecretsManager:
+        """The manager behind the middleware, for ``on_rotate`` and ``health``."""
+        if self._manager is None:
+            assert self._broken is not None
+            raise self._broken.again()
+        return self._manager
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind in ("http", "websocket"):
+            await self._request(scope, receive, send)
+        elif kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        secrets = RequestSecrets(self._manager or self.manager, ASGIIdentity(scope))
+        state = scope.get("state")
+        if state is None:
+            state = scope["state"] = {}
+        state["secrets"] = secrets
+        token = activate(secrets)
+        try:
+            if self._handle_errors and scope["type"] == "http":
+                await self._answering_errors(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+        finally:
+            deactivate(token)
+            secrets.close()
+
+    async def _answering_errors(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        failure: VaultMiddlewareError | None = None
+        try:
+            await self.app(scope, receive, sending)
+        except VaultMiddlewareError as error:
+            if begun:
+                raise
+            failure = error
+        if failure is not None:
+            _log.error("a request failed: %s", failure)
+            status, headers, body = error_response(failure)
+            raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+            await send({"type": "http.response.start", "status": status, "headers": raw})
+            await send({"type": "http.response.body", "body": body})
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start before the inner application starts, and stop after it has stopped."""
+        failure: VaultMiddlewareError | None = self._broken
+        if failure is None:
+            try:
+                await _off_the_loop(self.manager.start)
+            except VaultMiddlewareError as error:
+                failure = error.with_traceback(None)
+        if failure is not None:
+            _log.critical("%s: %s", type(failure).__name__, failure)
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": f"{type(failure).__name__}: {failure}"})
+            return
+        scope.setdefault("state", {})["secrets_manager"] = self.manager
+        try:
+            await self.app(scope, receive, self._closing_first(send))
+        finally:
+            await self._stop()
+
+    def _closing_first(self, send: Send) -> Send:
+        """The manager is closed before the server hears that the shut-down is complete: it may end the process then."""
+
+        async def sending(message: Message) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
+                await self._stop()
+            await send(message)
+
+        return sending
+
+    async def _stop(self) -> None:
+        if self._owns_manager and self.manager.started:
+            await _off_the_loop(self.manager.close, "lifespan")
+
+
+async def _off_the_loop(function: Callable[..., object], *args: object) -> None:
+    from starlette.concurrency import run_in_threadpool  # here, because it imports anyio, which a WSGI app has no use for
+
+    await run_in_threadpool(function, *args)
+
+
+def _inside_lifespan(frame: FrameType | None) -> bool:
+    """Whether the caller runs within an application's lifespan, where only its own messages stop the server."""
+    while frame is not None:
+        scope = frame.f_locals.get("scope")
+        if isinstance(scope, dict) and scope.get("type") == "lifespan":
+            return True
+        frame = frame.f_back
+    return False

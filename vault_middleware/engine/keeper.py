@@ -1,0 +1,263 @@
+"""The keeper of our leases: what the renewer runs for each, from its first renewal to its revocation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..cache import Outcome
+from ..config import SecretConfig
+from ..errors import VaultMiddlewareError, VaultUnavailable
+from ..events import Emit, LeaseRenewalFailed, LeaseRenewed, LeaseRevocationFailed, LeaseRevoked
+from ..renewal.renewer import Renewer
+from ..renewal.schedule import granted_short, renewal
+from ..retry import Uniform, for_lease
+from ..secret import Lease
+from ..vault.client import Forbidden, LeaseGone, VaultClient
+from .leases import Leased, Leases
+from .session import Generation, Session
+
+__all__ = ["Keeper"]
+
+_DOWN = "the server is known to be down"
+
+
+class Keeper:
+    """Renews, replaces, drains and revokes.
+
+    *replace* fetches a path anew and publishes what comes (the reader's part), so that a rotation and a request that
+    misses are one fetch.
+    """
+
+    def __init__(
+        self,
+        config: SecretConfig,
+        client: VaultClient,
+        leases: Leases,
+        renewer: Renewer,
+        session: Session,
+        *,
+        emit: Emit,
+        uniform: Uniform,
+        clock: Callable[[], float] = time.monotonic,
+        suspect: Callable[[], None],
+        server_down: Callable[[], bool],
+    ) -> None:
+        self._config = config
+        self._client = client
+        self._leases = leases
+        self._renewer = renewer
+        self._session = session
+        self._emit = emit
+        self._uniform = uniform
+        self._clock = clock
+        self._suspect = suspect
+        self._server_down = server_down
+        self.replace: Callable[[str], Outcome]
+        self._closing = False
+        self._may_revoke = True
+        leases.tend = self.tend
+        session.replaced = self._generation_replaced
+        session.extended = leases.extend_all
+        session.died = self._generation_died
+
+    def tend(self, leased: Leased) -> float | None:
+        """Renew, replace, revoke or let go of *leased*, as the moment demands; when to look again (monotonic seconds)."""
+        now = self._clock()
+        if leased.ended:
+            return None
+        if leased.generation.dead or now >= leased.deadline:
+            self._leases.end(leased)
+            return None
+        if leased.holds.draining:
+            return self._tend_draining(leased)
+        if self._server_down():
+            return self._again(leased, VaultUnavailable(_DOWN))
+        if leased.rejected:
+            return self._rotate(leased, "it did not work")
+        if self._leases.is_idle(leased, now):
+            self._leases.withdraw(leased)
+            leased.holds.drain()
+            return now
+        if not self._leases.ours:
+            return self._rotate(leased, "its end is near")
+        if not leased.lease.renewable:
+            return self._rotate(leased, "it cannot be renewed")
+        if not leased.generation.retired:
+            return self._renew(leased)
+        if leased.backoff is not None and leased.deadline - now < leased.lease.lease_duration / 3:
+            return self._renew(leased)  # a replacement cannot be had at the moment: keep what serves
+        return self._rotate(leased, "a new token took over")
+
+    def _tend_draining(self, leased: Leased) -> float | None:
+        if not leased.holds and not leased.holds.unbounded:
+            return self._revoke(leased, self._config.client_timeout)
+        if not leased.holds or not leased.lease.renewable or not self._leases.ours:
+            return leased.deadline
+        if self._server_down():
+            return self._again(leased, VaultUnavailable(_DOWN))
+        return self._renew(leased)
+
+    # -- renew
+
+    def _renew(self, leased: Leased) -> float | None:
+        lease = leased.lease
+        failure: VaultMiddlewareError | None = None
+        gone = forbidden = False
+        try:
+            grant = self._client.renew_lease(
+                lease.lease_id, leased.issued_for, leased.generation.token, self._timeout(leased)
+            )
+        except LeaseGone as answer:
+            gone, failure = True, VaultUnavailable(f"the server says of the lease: {answer.reason}")
+        except Forbidden:
+            forbidden = True
+            failure = VaultUnavailable("the server refused it; " + self._client.renewal_policy())
+        except VaultMiddlewareError as error:
+            failure = error.with_traceback(None)
+        if failure is not None:
+            return self._renewal_failed(leased, failure, gone=gone, forbidden=forbidden)
+        leased.backoff = None
+        self._leases.extend(
+            leased, Lease(lease.lease_id, grant.lease_duration, grant.renewable, grant.started + grant.lease_duration)
+        )
+        self._emit(LeaseRenewed(leased.path, lease.lease_id, grant.lease_duration))
+        if granted_short(leased.issued_for, grant.lease_duration) or not grant.renewable:
+            return leased.deadline if leased.holds.draining else self._rotate(leased, "its max TTL is near")
+        now = self._clock()
+        return now + renewal(leased.deadline - now, self._uniform)
+
+    def _renewal_failed(
+        self, leased: Leased, failure: VaultMiddlewareError, *, gone: bool, forbidden: bool
+    ) -> float | None:
+        if forbidden and not self._token_lives(leased):
+            self._failed(leased, failure, retry_in=None)
+            return None  # the lease died with its token; see _generation_died
+        if not gone and not forbidden:
+            return self._again(leased, failure)
+        self._failed(leased, failure, retry_in=0.0)
+        self._leases.never_renew(leased)
+        if not leased.holds.draining:
+            return self._rotate(leased, "it cannot be renewed any more")
+        if gone:
+            self._leases.end(leased)
+        return leased.deadline
+
+    # -- replace
+
+    def _rotate(self, leased: Leased, why: str) -> float | None:
+        """Fetch the path anew; what comes is published, and *leased* drains."""
+        leased.why = why
+        outcome = self.replace(leased.path)
+        if isinstance(outcome, VaultMiddlewareError) and not leased.holds.draining:
+            return self._again(leased, outcome)
+        # Whoever made it drain has scheduled what is left to do; its deadline is where that ends at the latest.
+        return leased.deadline
+
+    def _again(self, leased: Leased, failure: VaultMiddlewareError) -> float | None:
+        """A try failed, or was not worth making: when to try next, as long as the lease lives."""
+        pause = self._pause(leased, failure)
+        if self._server_down():
+            return leased.deadline if pause is None else self._clock() + pause
+        self._failed(leased, failure, retry_in=pause)
+        self._suspect()
+        if pause is not None:
+            return self._clock() + pause
+        if leased.holds.draining or not leased.lease.renewable:
+            return leased.deadline
+        # No further renewal fits: a new lease is the last thing to try.
+        self._leases.never_renew(leased)
+        return self._rotate(leased, "it could not be renewed")
+
+    def _pause(self, leased: Leased, failure: VaultMiddlewareError) -> float | None:
+        if leased.backoff is None:
+            leased.backoff = for_lease(lambda: leased.deadline - self._clock(), self._uniform)
+        return leased.backoff.failed(failure)
+
+    def _failed(self, leased: Leased, failure: VaultMiddlewareError, *, retry_in: float | None) -> None:
+        left = leased.deadline - self._clock()
+        self._emit(LeaseRenewalFailed(leased.path, leased.lease.lease_id, str(failure), left, retry_in))
+
+    def _token_lives(self, leased: Leased) -> bool:
+        try:
+            return self._session.is_valid(leased.generation, self._timeout(leased))
+        except VaultMiddlewareError:
+            return True  # not known
+
+    def _timeout(self, leased: Leased) -> float:
+        return max(0.1, min(self._config.client_timeout, leased.deadline - self._clock()))
+
+    # -- revoke
+
+    def _revoke(self, leased: Leased, timeout: float) -> float | None:
+        """Revoke *leased*, where it is ours and we may; else it ends with its own time."""
+        lease = leased.lease
+        if not self._leases.ours or not self._may_revoke or leased.generation.dead:
+            self._leases.end(leased)
+            return None
+        failure: VaultMiddlewareError | None = None
+        try:
+            self._client.revoke_lease(lease.lease_id, leased.generation.token, timeout)
+        except Forbidden:
+            if self._token_lives(leased):
+                self._may_revoke = False  # said once; from now on leases end with their time, or our token
+                failure = VaultUnavailable("the server refused it; " + self._client.revocation_policy())
+        except VaultMiddlewareError as error:
+            failure = error.with_traceback(None)
+        if failure is None:
+            self._emit(LeaseRevoked(leased.path, lease.lease_id))
+            self._leases.end(leased)
+            return None
+        left = leased.deadline - self._clock()
+        self._emit(LeaseRevocationFailed(leased.path, lease.lease_id, str(failure), left))
+        if self._may_revoke and not self._closing and (pause := self._pause(leased, failure)) is not None:
+            return self._clock() + pause
+        self._leases.end(leased)
+        return None
+
+    def close(self, timeout: float) -> None:
+        """Revoke every lease of ours within *timeout* seconds, on the calling thread; a proxy's are left alone."""
+        deadline = self._clock() + timeout
+        self._closing = True
+        # The longest-lived first: what is not reached in time would stay for as long.
+        for leased in sorted(self._leases.live(), key=lambda leased: leased.deadline, reverse=True):
+            left = deadline - self._clock()
+            if left <= 0 or not self._may_revoke:
+                return
+            self._revoke(leased, left)
+
+    def disown(self, leased: Leased) -> None:
+        """A lease came after the stop: nobody is to have it."""
+        self._closing = True
+        self._revoke(leased, self._config.shutdown_timeout)
+
+    # -- when the token or the server changes
+
+    def _generation_replaced(self, old: Generation) -> None:
+        """A new token took over: every lease of the old one is issued again before the old token goes."""
+        now = self._clock()
+        for leased in list(old.leases):
+            leased.backoff = None
+            if not leased.holds.draining:
+                self._renewer.schedule(leased.task, now)
+
+    def _generation_died(self, generation: Generation) -> None:
+        """The token is gone, and its leases with it: none is handed out any more, and those in use are issued again."""
+        for leased in list(generation.leases):
+            wanted = not leased.holds.draining
+            self._leases.end(leased)
+            if wanted:
+                leased.task.run = lambda path=leased.path: self._restore(path)  # type: ignore[misc]
+                self._renewer.schedule(leased.task, self._clock())
+
+    def _restore(self, path: str) -> None:
+        if not self._closing:
+            self.replace(path)
+
+    def wake(self) -> None:
+        """The server answers again: what waits for its next try is tried at once."""
+        now = self._clock()
+        for leased in self._leases.live():
+            if leased.backoff is not None:
+                leased.backoff = None
+                self._renewer.hasten(leased.task, now + self._uniform(0.0, 0.5))

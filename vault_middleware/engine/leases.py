@@ -1,0 +1,254 @@
+"""The table of our leases: what is held, published and counted. Nothing in this room talks to the server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..cache import Entry, SecretCache
+from ..config import SecretConfig
+from ..errors import LeaseLimitReached
+from ..events import Emit, LeaseRotated
+from ..holds import Holds
+from ..renewal.renewer import Renewer, Task
+from ..renewal.schedule import first_renewal, renewal, rotation
+from ..retry import Backoff, Uniform
+from ..secret import DynamicSecret, Lease
+from ..vault.client import Reading
+from .session import Generation
+
+__all__ = ["Leased", "Leases"]
+
+
+@dataclass(eq=False, slots=True)
+class Leased:
+    """One lease of ours, from its issue until it is revoked or over.
+
+    ``issued`` is when it was asked for and ``expires`` the lease's own end, on the monotonic clock in seconds; the
+    deadline that is served (``secret.lease.deadline``) is no later than the token's. ``issued_for`` is the duration
+    first granted, in seconds, which every renewal asks for again.
+    """
+
+    path: str
+    secret: DynamicSecret
+    generation: Generation
+    issued: float
+    issued_for: float
+    expires: float
+    fragment: str
+    holds: Holds
+    task: Task
+    backoff: Backoff | None = None
+    #: Why it is replaced, for the audit line.
+    why: str = "read anew"
+    rejected: bool = False
+    ended: bool = False
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as last renewed."""
+        return self.secret.lease
+
+    @property
+    def deadline(self) -> float:
+        """When it may be served no longer, on the monotonic clock in seconds."""
+        return self.secret.lease.deadline
+
+
+class Leases:
+    """Every lease of this process, current and draining.
+
+    *tend* is what the renewer runs for a lease; *ended* is told when a lease of a generation is over.
+    """
+
+    def __init__(
+        self,
+        config: SecretConfig,
+        cache: SecretCache,
+        renewer: Renewer,
+        *,
+        emit: Emit,
+        uniform: Uniform,
+        clock: Callable[[], float] = time.monotonic,
+        fragment: Callable[[DynamicSecret], str],
+        ended: Callable[[Generation], None],
+    ) -> None:
+        self._config = config
+        self._cache = cache
+        self._renewer = renewer
+        self._emit = emit
+        self._uniform = uniform
+        self._clock = clock
+        self._fragment = fragment
+        self._ended = ended
+        self.tend: Callable[[Leased], float | None]
+        #: False behind a proxy, which renews and revokes its own leases.
+        self.ours = config.auth_method != "proxy"
+        self._lock = threading.Lock()
+        self._live: dict[Holds, Leased] = {}
+        self._reserved = 0
+
+    def live(self) -> list[Leased]:
+        """Every lease that has not ended, current and draining."""
+        with self._lock:
+            return list(self._live.values())
+
+    def of(self, entry: Entry | None) -> Leased | None:
+        """The lease behind *entry*, if it has one that has not ended."""
+        return None if entry is None or entry.holds is None else self._live.get(entry.holds)
+
+    # -- the bound
+
+    def reserve(self, path: str) -> None:
+        """Take the place of a new lease, before it is asked for.
+
+        Raises
+        ------
+        LeaseLimitReached
+            There are ``VAULT_MAX_LEASES`` already.
+        """
+        with self._lock:
+            room = len(self._live) + self._reserved < self._config.max_leases
+            self._reserved += room
+        if not room:
+            raise LeaseLimitReached(
+                path,
+                f"a lease for {path!r} would be one more than the {self._config.max_leases} that this process may hold; "
+                "raise VAULT_MAX_LEASES, or read fewer different dynamic secrets",
+            )
+
+    def release_reservation(self) -> None:
+        """Give the reserved place back, whether the lease came to be or not."""
+        with self._lock:
+            self._reserved -= 1
+
+    # -- what is served
+
+    def publish(self, path: str, reading: Reading, generation: Generation) -> Entry:
+        """Make the lease of *reading* the current one of *path* in one assignment; the one before it drains."""
+        old = self._cache.entries.get(path)
+        previous = self.of(old)
+        if previous is not None and previous.lease.lease_id == reading.lease_id:
+            return self._same_again(previous, reading)
+        leased = self._enter(path, reading, generation)
+        entry = self._entry(leased, reading.started if old is None else max(old.last_read, reading.started))
+        previous = self.of(self._cache.put(path, entry))
+        now = self._clock()
+        self._renewer.schedule(leased.task, now + self._first_due(leased, now))
+        if previous is not None:
+            self._emit(
+                LeaseRotated(path, reading.lease_id, previous.lease.lease_id, previous.why, leased.deadline - now)
+            )
+            previous.holds.drain()
+        return entry
+
+    def _enter(self, path: str, reading: Reading, generation: Generation) -> Leased:
+        expires = reading.started + self._left(reading)
+        deadline = min(expires, generation.token.deadline)
+        lease = Lease(reading.lease_id, reading.lease_duration, reading.renewable, deadline)
+        secret = DynamicSecret(path, reading.data, lease, request_id=reading.request_id)
+        leased: Leased
+        task = Task(lambda: self.tend(leased), group=reading.mount.path, deadline=lambda: leased.deadline)
+        leased = Leased(
+            path=path,
+            secret=secret,
+            generation=generation,
+            issued=reading.started,
+            issued_for=reading.lease_duration,
+            expires=expires,
+            fragment=self._fragment(secret),
+            holds=Holds(lambda: self._renewer.schedule(task, self._clock())),
+            task=task,
+        )
+        with self._lock:
+            self._live[leased.holds] = leased
+        generation.leases.add(leased)
+        return leased
+
+    def _left(self, reading: Reading) -> float:
+        """Seconds that the lease of *reading* is good for, from when it was asked for."""
+        left = reading.lease_duration - reading.age
+        # A proxy renews its lease without telling: past the duration in the body, only reading again tells.
+        return left if self.ours else max(left, min(5.0, 0.25 * reading.lease_duration))
+
+    def _same_again(self, leased: Leased, reading: Reading) -> Entry:
+        """A proxy answered with the lease that we have: its end moves, nothing else changes."""
+        left = self._left(reading)
+        self.extend(leased, Lease(reading.lease_id, reading.lease_duration, reading.renewable, reading.started + left))
+        self._renewer.schedule(leased.task, self._clock() + rotation(left, self._uniform))
+        return self._cache.entries.get(leased.path) or self._entry(leased, reading.started)
+
+    def _first_due(self, leased: Leased, now: float) -> float:
+        lease = leased.lease
+        left = lease.deadline - now
+        if lease.renewable and self.ours:
+            return min(first_renewal(lease.lease_duration, self._uniform), renewal(left, self._uniform))
+        return rotation(left, self._uniform)
+
+    def _entry(self, leased: Leased, last_read: float) -> Entry:
+        # A lease shorter than the least validity could never be served; half of it is what can be kept back then.
+        kept_back = min(self._config.lease_min_validity, leased.lease.lease_duration / 2)
+        until = leased.deadline - kept_back
+        return Entry(
+            leased.secret,
+            fetched=leased.issued,
+            fresh_until=leased.issued if leased.rejected else until,
+            stale_until=until,
+            fragment=leased.fragment,
+            holds=leased.holds,
+            last_read=last_read,
+        )
+
+    def extend(self, leased: Leased, lease: Lease) -> None:
+        """Put *lease*, a renewal, in the place of the one before it, also in the cache if it is the current one.
+
+        ``lease.deadline`` is the lease's own end; what is served is capped by the token's.
+        """
+        leased.expires = lease.deadline
+        capped = min(lease.deadline, leased.generation.token.deadline)
+        leased.secret = leased.secret.with_lease(Lease(lease.lease_id, lease.lease_duration, lease.renewable, capped))
+        entry = self._cache.entries.get(leased.path)
+        if entry is not None and entry.holds is leased.holds:
+            self._cache.swap(leased.path, entry, self._entry(leased, entry.last_read))
+
+    def extend_all(self, generation: Generation) -> None:
+        """The token lives longer: so may the leases that its end cut short."""
+        for leased in list(generation.leases):
+            lease = leased.lease
+            if lease.deadline < leased.expires:
+                self.extend(leased, Lease(lease.lease_id, lease.lease_duration, lease.renewable, leased.expires))
+
+    def never_renew(self, leased: Leased) -> None:
+        """The lease cannot be renewed any more; what is left of it serves while a replacement is fetched."""
+        lease = leased.lease
+        self.extend(leased, Lease(lease.lease_id, lease.lease_duration, False, leased.expires))
+
+    def rejected(self, entry: Entry) -> None:
+        """*entry* holds a credential that did not work: replace its lease at once, in the background too."""
+        leased = self.of(entry)
+        if leased is not None:
+            leased.rejected = True
+            self._renewer.schedule(leased.task, self._clock())
+
+    def withdraw(self, leased: Leased) -> None:
+        """Serve *leased* to no one who asks from now on."""
+        entry = self._cache.entries.get(leased.path)
+        if entry is not None and entry.holds is leased.holds:
+            self._cache.drop(leased.path, entry)
+
+    def is_idle(self, leased: Leased, now: float) -> bool:
+        """Whether nobody has read it for ``VAULT_LEASE_IDLE_TTL``, and nobody holds it."""
+        idle = self._config.lease_idle_ttl
+        entry = self._cache.entries.get(leased.path)
+        return bool(idle) and not leased.holds and (entry is None or now - entry.last_read >= idle)
+
+    def end(self, leased: Leased) -> None:
+        """*leased* is over: nothing of it is served, renewed or counted any more."""
+        leased.ended = True
+        with self._lock:
+            self._live.pop(leased.holds, None)
+        self.withdraw(leased)
+        leased.generation.leases.discard(leased)
+        self._ended(leased.generation)

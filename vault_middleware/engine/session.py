@@ -1,0 +1,362 @@
+"""The session: which token is ours now, how it is kept, and how a new one takes over (make before break)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TYPE_CHECKING, TypeVar
+
+from ..config import SecretConfig
+from ..errors import AuthenticationError, VaultMiddlewareError, VaultUnavailable
+from ..events import Emit, LoggedIn, LoginFailed, TokenRenewalFailed, TokenRenewed, TokenRevoked
+from ..renewal.renewer import Renewer, Task
+from ..renewal.schedule import first_renewal, granted_short, relogin_margin, renewal, rotation
+from ..retry import Backoff, Uniform, for_lease, for_login
+from ..vault.client import Token, VaultClient
+
+if TYPE_CHECKING:
+    from .leases import Leased
+
+__all__ = ["Generation", "Session"]
+
+T = TypeVar("T")
+
+_FAULT = "a call to the server ended in a fault of this package; please report what the log says about it"
+
+
+class Generation:
+    """One log-in of ours: its token as last renewed, and the leases that were made with it and still live.
+
+    Attributes
+    ----------
+    retired : bool
+        A newer generation has taken over; this one is kept for the sake of its leases, and revoked after the last.
+    dead : bool
+        The server does not know the token any more; its leases are gone with it.
+    """
+
+    __slots__ = ("backoff", "dead", "leases", "renewed", "retired", "task", "token")
+
+    def __init__(self, token: Token) -> None:
+        self.token = token
+        self.leases: set[Leased] = set()
+        self.renewed = False
+        self.retired = False
+        self.dead = False
+        self.backoff: Backoff | None = None
+        self.task: Task | None = None
+
+
+class Session:
+    """Logs in, one at a time for the whole process, and keeps the token alive on the renewer's schedule.
+
+    *replaced* is called with the old generation when a newer one has taken over, *extended* when its token has been
+    renewed, *died* when its token turned out to be invalid.
+    """
+
+    def __init__(
+        self,
+        config: SecretConfig,
+        client: VaultClient,
+        renewer: Renewer,
+        *,
+        emit: Emit,
+        uniform: Uniform,
+        clock: Callable[[], float] = time.monotonic,
+        suspect: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._client = client
+        self._renewer = renewer
+        self._emit = emit
+        self._uniform = uniform
+        self._clock = clock
+        self._suspect = suspect
+        self.replaced: Callable[[Generation], None] = lambda _generation: None
+        self.extended: Callable[[Generation], None] = lambda _generation: None
+        self.died: Callable[[Generation], None] = lambda _generation: None
+        self._lock = threading.Lock()
+        self._current: Generation | None = None
+        self._generations: set[Generation] = set()
+        self._login: Future[Generation | VaultMiddlewareError] | None = None
+        self._lookups: dict[Generation, Future[bool | VaultMiddlewareError]] = {}
+        self._backoff = for_login(uniform)
+        self._retry_at = float("-inf")
+        self._failure: VaultMiddlewareError | None = None
+        self._login_task = Task(self._try_again, group="log-in", deadline=lambda: float("-inf"))
+        self._closed = False
+
+    # -- for whoever needs a token
+
+    @property
+    def current(self) -> Generation | None:
+        """The generation that new reads use; None before the first log-in and while there is no valid token."""
+        generation = self._current
+        if generation is None or generation.dead or self._clock() >= generation.token.deadline:
+            return None
+        return generation
+
+    @property
+    def failure(self) -> VaultMiddlewareError | None:
+        """Why the last log-in failed, if the one after it has not succeeded yet."""
+        return self._failure
+
+    def get(self, timeout: float) -> Generation:
+        """The current generation, after a log-in where there is none; waits at most *timeout* seconds.
+
+        Raises
+        ------
+        AuthenticationError
+            The log-in was refused or impossible; also while the pause after a refusal lasts.
+        VaultUnavailable
+            The server did not answer.
+        """
+        return self.current or self._log_in(timeout)
+
+    def is_valid(self, generation: Generation, timeout: float) -> bool:
+        """Whether the server still knows the token; one look-up at a time, which everyone who asks shares.
+
+        A token that is not valid any more is dead from here on, and its leases with it.
+        """
+        if generation.dead:
+            return False
+        with self._lock:
+            lookup = self._lookups.get(generation)
+            mine = lookup is None
+            if lookup is None:
+                lookup = self._lookups[generation] = Future()
+        if mine:
+            answer: bool | VaultMiddlewareError = VaultUnavailable(_FAULT)
+            try:
+                answer = self._client.token_is_valid(generation.token, timeout)
+            except VaultMiddlewareError as error:
+                answer = error.with_traceback(None)
+            finally:
+                with self._lock:
+                    del self._lookups[generation]
+                if answer is False:
+                    self._bury(generation)
+                lookup.set_result(answer)
+        return _shared(lookup, timeout)
+
+    # -- log-in
+
+    def _log_in(self, timeout: float) -> Generation:
+        """A log-in, or its result if one is under way; within the pause after a failure, that failure."""
+        with self._lock:
+            login = self._login
+            mine = login is None
+            if login is None:
+                login = self._login = Future()
+        if mine:
+            outcome: Generation | VaultMiddlewareError = VaultUnavailable(_FAULT)
+            try:
+                if (current := self.current) is not None:
+                    outcome = current
+                elif self._failure is not None and self._clock() < self._retry_at:
+                    outcome = self._failure
+                else:
+                    outcome = self._ask_for_token()
+            finally:
+                with self._lock:
+                    self._login = None
+                login.set_result(outcome)
+        return _shared(login, timeout)
+
+    def _ask_for_token(self) -> Generation | VaultMiddlewareError:
+        try:
+            # A log-in is up to three calls: which namespace, there, and in the root.
+            token = self._client.log_in(min(2 * self._config.client_timeout, self._config.request_timeout))
+        except (AuthenticationError, VaultUnavailable) as error:
+            failure = error.with_traceback(None)
+        else:
+            return self._take_over(token)
+        pause = self._backoff.failed(failure) or 1.0
+        self._failure = failure
+        self._retry_at = self._clock() + pause
+        self._emit(LoginFailed(self._config.auth_method, self._config.vault_role, str(failure), pause))
+        if isinstance(failure, VaultUnavailable):
+            self._suspect()
+        self._renewer.schedule(self._login_task, self._retry_at)
+        return failure
+
+    def _take_over(self, token: Token) -> Generation:
+        """Make *token* the current one; the one before it is retired, after its leases have been issued again."""
+        old = self._current
+        self._backoff, self._failure = for_login(self._uniform), None
+        left = token.deadline - self._clock()
+        self._emit(LoggedIn(self._config.auth_method, self._config.vault_role, token.namespace, left))
+        if old is not None and not old.dead and token.value == old.token.value:
+            # A given token, read again: nothing new to take over.
+            old.token = token
+            self.extended(old)
+            return old
+        new = Generation(token)
+        new.task = Task(lambda: self._tend(new), group="log-in", deadline=lambda: new.token.deadline)
+        with self._lock:
+            self._generations.add(new)
+            self._current = new
+            closed = self._closed
+        if closed:  # this log-in was under way when we stopped
+            self.close(self._config.shutdown_timeout)
+        elif token.deadline != float("inf"):
+            due = first_renewal if token.renewable else renewal
+            self._renewer.schedule(new.task, self._clock() + due(left, self._uniform))
+        if old is not None:
+            old.retired = True
+            self.replaced(old)
+            self.released(old)
+        return new
+
+    def _try_again(self) -> float | None:
+        """The renewer's part in a log-in that failed: try again at the time that the back-off names."""
+        if self.current is None:
+            self._retry_at = float("-inf")
+            try:
+                self._log_in(self._config.request_timeout)
+            except VaultMiddlewareError:
+                return None  # scheduled again where it failed
+        return None
+
+    def wake(self) -> None:
+        """The server answers again: a log-in that waits for its next try is tried at once."""
+        self._backoff = for_login(self._uniform)
+        self._retry_at = float("-inf")
+        now = self._clock()
+        self._renewer.hasten(self._login_task, now)
+        for generation in list(self._generations):
+            if generation.backoff is not None and generation.task is not None:
+                self._renewer.hasten(generation.task, now)
+
+    # -- the life of one token
+
+    def released(self, generation: Generation) -> None:
+        """A lease of *generation* has ended; a retired generation without leases is revoked."""
+        if generation.retired and not generation.leases and generation.task is not None:
+            self._renewer.schedule(generation.task, self._clock())
+
+    def _tend(self, generation: Generation) -> float | None:
+        """Renew, replace or revoke, as the moment demands; when to look again (monotonic seconds)."""
+        now = self._clock()
+        token = generation.token
+        if generation.retired and not generation.leases:
+            self._revoke(generation, self._config.client_timeout)
+            return None
+        if generation.dead or now >= token.deadline:
+            self._generations.discard(generation)
+            if generation.retired:
+                return None
+            return self._replace(generation)
+        left = token.deadline - now
+        if not token.renewable or (left <= relogin_margin(token.lease_duration) and not generation.retired):
+            return self._replace(generation) if not generation.retired else token.deadline
+        return self._renew(generation)
+
+    def _renew(self, generation: Generation) -> float | None:
+        token = generation.token
+        failure: VaultMiddlewareError | None = None
+        try:
+            renewed = self._client.renew_token(token, self._config.client_timeout)
+        except VaultMiddlewareError as error:
+            failure = error.with_traceback(None)
+        if failure is not None:
+            return self._renewal_failed(generation, failure)
+        asked = token.lease_duration
+        granted = renewed.deadline - self._clock()
+        generation.token, generation.backoff, generation.renewed = renewed, None, True
+        self._emit(TokenRenewed(granted))
+        self.extended(generation)
+        if granted_short(asked, renewed.lease_duration):
+            # The max TTL is near: the next renewal would give still less.
+            return self._replace(generation) if not generation.retired else renewed.deadline
+        return self._clock() + renewal(renewed.lease_duration, self._uniform)
+
+    def _renewal_failed(self, generation: Generation, failure: VaultMiddlewareError) -> float | None:
+        token = generation.token
+        left = token.deadline - self._clock()
+        self._emit(TokenRenewalFailed(str(failure), left))
+        if isinstance(failure, VaultUnavailable):
+            self._suspect()
+        elif not self._alive(generation):
+            return None if generation.retired else self._replace(generation)
+        elif not generation.retired:
+            # It is valid but may not renew itself: log in anew in good time instead.
+            return max(self._clock() + 1.0, token.deadline - 0.25 * token.lease_duration)
+        margin = 0.0 if generation.retired else relogin_margin(token.lease_duration)
+        if generation.backoff is None:
+            generation.backoff = for_lease(lambda: token.deadline - margin - self._clock(), self._uniform)
+        pause = generation.backoff.failed(failure)
+        if pause is None:
+            return token.deadline if generation.retired else self._replace(generation)
+        return self._clock() + pause
+
+    def _alive(self, generation: Generation) -> bool:
+        try:
+            return self.is_valid(generation, self._config.client_timeout)
+        except VaultMiddlewareError:
+            return True  # not known; the next try tells
+
+    def _replace(self, generation: Generation) -> float | None:
+        """Log in anew while *generation* still serves; its leases are issued again by whom ``replaced`` calls."""
+        outcome = self._ask_for_token()
+        if isinstance(outcome, VaultMiddlewareError):
+            return None if generation.dead else self._retry_at
+        if outcome is generation:
+            left = generation.token.deadline - self._clock()
+            return self._clock() + max(1.0, rotation(left, self._uniform) if left != float("inf") else 3600.0)
+        return None if generation.leases else self._clock()
+
+    def _bury(self, generation: Generation) -> None:
+        """The server does not know the token: log in anew at once, in the background too."""
+        with self._lock:
+            if generation.dead:
+                return
+            generation.dead = True
+            self._generations.discard(generation)
+            if self._current is generation:
+                self._current = None
+        self.died(generation)
+        self._renewer.schedule(self._login_task, self._clock())
+
+    def _revoke(self, generation: Generation, timeout: float) -> None:
+        with self._lock:
+            if generation not in self._generations:
+                return
+            self._generations.discard(generation)
+        if not generation.token.owned or generation.dead:
+            return
+        try:
+            self._client.revoke_token(generation.token, timeout)
+        except VaultMiddlewareError:
+            return  # it ends with its own time
+        self._emit(TokenRevoked())
+
+    def close(self, timeout: float) -> None:
+        """Revoke every token of ours within *timeout* seconds; a given token is left alone."""
+        deadline = self._clock() + timeout
+        with self._lock:
+            self._closed = True
+            generations = list(self._generations)
+        for generation in generations:
+            left = deadline - self._clock()
+            if left <= 0:
+                return
+            self._revoke(generation, left)
+
+
+def _shared(future: Future[T | VaultMiddlewareError], timeout: float) -> T:
+    """The result that several threads wait for; a failure is raised as each one's own copy."""
+    try:
+        outcome = future.result(timeout)
+    except FutureTimeout:
+        outcome = VaultUnavailable(
+            f"another request's call to the server did not end within {timeout:.1f} s; "
+            "check that the server answers, or raise VAULT_REQUEST_TIMEOUT"
+        )
+    if isinstance(outcome, VaultMiddlewareError):
+        failure = outcome.again()
+        raise failure
+    return outcome

@@ -1,0 +1,81 @@
+"""The ways in which a process ends, and a call on each of them, so that a stop leaves nothing behind.
+
+No single hook runs under every server. Measured: ``atexit`` runs at SIGTERM under gunicorn and hypercorn; granian's and
+uvicorn's worker processes end by ``multiprocessing``, which runs its own finalizers instead; waitress leaves SIGTERM to
+its default, which runs nothing; uvicorn puts the default back and raises the signal again when it is done, which runs
+nothing either.
+"""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.util import Finalize
+from types import FrameType
+from typing import Any
+
+__all__ = ["ExitHooks"]
+
+#: Before anything else that ``multiprocessing`` finalizes: its own use priorities of 0 to 100.
+_FIRST = 1000
+
+
+class ExitHooks:
+    """Calls *close* with the name of the hook (``atexit``, ``finalize``, ``sigterm``) when the process ends in order."""
+
+    def __init__(self, close: Callable[[str], None]) -> None:
+        self._close = close
+        self._finalize: Finalize | None = None
+        self._by_signal = False
+        self._held_back = False
+
+    def take_sigterm(self) -> None:
+        """Make SIGTERM an orderly end where it would be none; nothing where the server handles it. Main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        present = signal.getsignal(signal.SIGTERM)
+        if present is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._end)
+        elif getattr(present, "__module__", "").startswith("uvicorn."):
+            signal.signal(signal.SIGTERM, lambda number, frame: self._end_uvicorn(present, number, frame))
+
+    def install(self) -> None:
+        """Be called when the interpreter ends; of this process, so again after a fork."""
+        self.remove()
+        atexit.register(self._at_exit)
+        self._finalize = Finalize(None, self._at_finalize, exitpriority=_FIRST)
+
+    def remove(self) -> None:
+        """Be called no more."""
+        atexit.unregister(self._at_exit)
+        if self._finalize is not None:
+            self._finalize.cancel()
+            self._finalize = None
+
+    def _end(self, number: int, _frame: FrameType | None) -> None:
+        """SIGTERM over the default handler: end as ``sys.exit`` does. A second one kills."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._by_signal = True
+        raise SystemExit(128 + number)
+
+    def _end_uvicorn(self, present: Any, number: int, frame: FrameType | None) -> None:
+        """uvicorn's own handler, with the signal that it raises again at its end held back until we are done."""
+        present(number, frame)
+        self._by_signal = self._held_back = True
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def _at_exit(self) -> None:
+        self._end_of_process("atexit")
+
+    def _at_finalize(self) -> None:
+        self._end_of_process("finalize")
+
+    def _end_of_process(self, hook: str) -> None:
+        try:
+            self._close("sigterm" if self._by_signal else hook)
+        finally:
+            if self._held_back:
+                self._held_back = False
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

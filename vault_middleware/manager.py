@@ -1,0 +1,320 @@
+"""SecretsManager: lives with the app, owns everything, starts and stops it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from .cache import Entry, Key
+from .config import SecretConfig
+from .engine.engine import Engine
+from .engine.gate import Gate
+from .engine.reader import Callback
+from .errors import SecretUnavailable, VaultMiddlewareError
+from .events import Event, Started, Stopped
+from .exits import ExitHooks
+from .holds import Holds
+from .secret import DynamicSecret, Secret
+from .telemetry.audit import Audit
+from .telemetry.log import OperationalLog
+from .telemetry.metrics import Metrics
+from .telemetry.sinks import open_sink
+
+__all__ = ["SecretsManager"]
+
+_log = logging.getLogger("vault_middleware")
+
+#: Every manager of this process, for what a forked child must leave to its parent.
+_managers: weakref.WeakSet[SecretsManager] = weakref.WeakSet()
+
+
+class _Outside:
+    """Reads outside any request: nobody can say when their user has ended, so a lease is left to its deadline."""
+
+    request_id = None
+
+    def __init__(self, context: str) -> None:
+        self.context = context
+
+    def take(self, holds: Holds) -> None:
+        holds.unbounded = True
+
+    def leave(self, holds: Holds) -> None:
+        """Nothing was taken."""
+
+
+class SecretsManager:
+    """The secrets of one application: read, cached, renewed, rotated, audited and counted.
+
+    Use it as a context manager, or call :meth:`start` and :meth:`close`. A getter starts it if need be.
+
+    Parameters
+    ----------
+    config
+        The settings; without them, those of the environment.
+    registry
+        Where the metrics are registered.
+    clock
+        A monotonic clock in seconds.
+
+    Raises
+    ------
+    ConfigurationError
+        A setting is wrong; every bad one is named.
+    """
+
+    def __init__(
+        self,
+        config: SecretConfig | None = None,
+        *,
+        registry: CollectorRegistry = REGISTRY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = SecretConfig.from_env() if config is None else config
+        self._clock = clock
+        self._metrics = Metrics.for_registry(registry)
+        self._audit = Audit(open_sink(self.config.audit_log), mode=self.config.audit_mode, clock=clock)
+        self._operational = OperationalLog()
+        self._outside = _Outside(self._audit.context_fragment())
+        self._callbacks: dict[str, list[Callback]] = {}
+        self._lock = threading.Lock()
+        self._started = False
+        self._closed = False
+        self._exits = ExitHooks(self.close)
+        self._engine = self._build()
+        for warning in self.config.warnings():
+            _log.warning(warning)
+        self._exits.take_sigterm()
+        _managers.add(self)
+
+    def _build(self) -> Engine:
+        return Engine(
+            self.config,
+            emit=self._emit,
+            audit=self._audit,
+            metrics=self._metrics,
+            callbacks=self._callbacks,
+            clock=self._clock,
+        )
+
+    def _emit(self, event: Event) -> None:
+        for listener in (self._metrics, self._operational, self._audit):
+            try:
+                listener(event)
+            except Exception:
+                _log.exception("a telemetry listener failed; please report this")
+
+    # -- start and stop
+
+    def start(self, *, wait: bool = True) -> Self:
+        """Start the renewer; with ``VAULT_STARTUP=eager`` also log in and fetch ``VAULT_PREFETCH`` before returning.
+
+        Does nothing if it is started already.
+
+        Parameters
+        ----------
+        wait
+            False: do not wait for the server, whatever ``VAULT_STARTUP`` says.
+
+        Raises
+        ------
+        AuthenticationError, VaultUnavailable, SecretError
+            The eager start did not succeed within ``VAULT_STARTUP_TIMEOUT``. The manager can be started again.
+        """
+        with self._lock:
+            if self._started:
+                return self
+            if self._closed:
+                self._closed = False
+                self._engine = self._build()
+            self._started = True
+            engine = self._engine
+        engine.start()
+        self._exits.install()
+        self._emit(Started(os.getpid()))
+        if wait and self.config.startup == "eager":
+            failure: VaultMiddlewareError | None = None
+            try:
+                engine.warm_up(self.config.startup_timeout)
+            except VaultMiddlewareError as error:
+                failure = error.with_traceback(None)
+            if failure is not None:
+                self.close("failed start")
+                raise failure
+        return self
+
+    def close(self, hook: str = "close") -> None:
+        """Stop within ``VAULT_SHUTDOWN_TIMEOUT``: revoke every lease and token of ours; idempotent, raises nothing.
+
+        Parameters
+        ----------
+        hook
+            What closes it, for the log and the audit line.
+        """
+        with self._lock:
+            if not self._started or self._closed:
+                return
+            self._started, self._closed = False, True
+            engine = self._engine
+        self._exits.remove()
+        try:
+            engine.stop(self.config.shutdown_timeout)
+        except Exception:
+            _log.exception("the stop failed half-way; please report this")
+        self._emit(Stopped(hook, os.getpid()))
+        self._metrics.forget(engine)
+        self._metrics.flush()
+        self._audit.flush()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def started(self) -> bool:
+        """Whether it is started and not closed."""
+        return self._started
+
+    def _after_fork(self) -> None:
+        """In a forked child: fresh locks, threads and connections; the static cache is kept, the rest is the parent's."""
+        parent = self._engine
+        self._lock = threading.Lock()
+        self._metrics.after_fork()
+        self._audit.after_fork()
+        if self._closed:
+            return
+        self._started = False
+        self._engine = self._build()
+        self._engine.cache.inherit(parent.cache)
+
+    # -- the getters
+
+    @property
+    def gate(self) -> Gate:
+        """Where accessors read; starts the manager at first use."""
+        if not self._started:
+            if self._closed:
+                raise SecretUnavailable(
+                    "", "the secrets manager is closed; read secrets before it is, or start() it again"
+                )
+            self.start(wait=False)
+        return self._engine.gate
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The monotonic clock, in seconds."""
+        return self._clock
+
+    @property
+    def count_hit(self) -> Callable[[], int]:
+        """Counts one read that an accessor answered from its own pins."""
+        return self._metrics.hit
+
+    @property
+    def audit(self) -> Audit:
+        """The audit of this manager, for accessors."""
+        return self._audit
+
+    def get_secret(
+        self, path: str, *, version: int | None = None, fresh: bool = False, timeout: float | None = None
+    ) -> Secret:
+        """The secret at *path*, outside any request.
+
+        A lease that is read here is not revoked when it is replaced, but left to its own deadline, since nobody can say
+        when its user has ended; :meth:`on_rotate` tells of the replacement.
+
+        Parameters
+        ----------
+        path
+            Relative to ``VAULT_NAMESPACE``: ``api-gateway/api-key``.
+        version
+            Of a KV v2 secret; the current one if None.
+        fresh
+            Fetch now, and replace what is cached.
+        timeout
+            The most this may take, in seconds; ``VAULT_REQUEST_TIMEOUT`` if None, and never more than that.
+
+        Raises
+        ------
+        InvalidSecretPath, SecretNotFound, SecretAccessDenied, SecretUnavailable, LeaseLimitReached, AuditError
+            See the table of errors in the documentation.
+        """
+        key: Key = path if version is None else (path, version)
+        return self.gate.read(key, False, fresh, timeout, self._outside).secret
+
+    def get_dynamic_secret(self, path: str, *, timeout: float | None = None) -> DynamicSecret:
+        """The leased secret at *path*, outside any request; see :meth:`get_secret`.
+
+        Raises
+        ------
+        SecretNotDynamic
+            The path answers without a lease; and what :meth:`get_secret` raises.
+        """
+        return _dynamic(self.gate.read(path, True, False, timeout, self._outside))
+
+    async def aget_secret(
+        self, path: str, *, version: int | None = None, fresh: bool = False, timeout: float | None = None
+    ) -> Secret:
+        """As :meth:`get_secret`, for the event loop: a hit is immediate, a miss does not block it."""
+        key: Key = path if version is None else (path, version)
+        return (await self.gate.aread(key, False, fresh, timeout, self._outside)).secret
+
+    async def aget_dynamic_secret(self, path: str, *, timeout: float | None = None) -> DynamicSecret:
+        """As :meth:`get_dynamic_secret`, for the event loop."""
+        return _dynamic(await self.gate.aread(path, True, False, timeout, self._outside))
+
+    def reject(self, secret: Secret) -> None:
+        """*secret* did not work: if it is still the current one, it is replaced, once for all who ask."""
+        self._engine.reject(secret)
+
+    def on_rotate(self, path: str, callback: Callable[[Any], object]) -> Callable[[], None]:
+        """Call *callback* with the new secret whenever the values at *path* change; returns how to undo that.
+
+        It is called after the new secret is published, on a thread of the renewer: it should be quick. What it raises is
+        logged, without the message.
+        """
+        callbacks = self._callbacks.setdefault(path, [])
+        callbacks.append(callback)
+
+        def undo() -> None:
+            if callback in callbacks:
+                callbacks.remove(callback)
+
+        return undo
+
+    def health(self) -> dict[str, Any]:
+        """What an operator wants to know, ready for JSON and without a value: server, token, leases, cache, last error.
+
+        Times are in seconds from now.
+        """
+        return {"started": self._started, "closed": self._closed, **self._engine.health()}
+
+    def __repr__(self) -> str:
+        state = "started" if self._started else "closed" if self._closed else "not started"
+        return f"<SecretsManager {self.config.vault_addr} role={self.config.vault_role!r} {state}>"
+
+
+def _dynamic(entry: Entry) -> DynamicSecret:
+    secret = entry.secret
+    assert isinstance(secret, DynamicSecret)  # the gate has raised SecretNotDynamic otherwise
+    return secret
+
+
+def _after_fork() -> None:
+    for manager in list(_managers):
+        manager._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,113 @@
+"""What the ASGI and the WSGI middleware share: the request's identity, and errors as responses."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import LeaseLimitReached, SecretUnavailable, VaultMiddlewareError
+
+__all__ = ["ASGIIdentity", "WSGIIdentity", "error_response"]
+
+#: What a request id from outside may look like; anything else is replaced, because it travels in a header to Vault.
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+#: The trace id of a W3C ``traceparent``: version, 32 hex digits, parent id, flags.
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+#: What a client is asked to wait before it tries again, in seconds.
+RETRY_AFTER = 5
+
+
+def request_id(header: str | None, traceparent: str | None) -> str:
+    """The ``X-Request-ID``, else the trace id of ``traceparent``, else a new id."""
+    if header is not None and _REQUEST_ID.fullmatch(header):
+        return header
+    if traceparent is not None and (match := _TRACEPARENT.fullmatch(traceparent)):
+        return match[1]
+    return uuid.uuid4().hex
+
+
+class ASGIIdentity:
+    """A request as its ASGI scope tells it; read only when a secret is."""
+
+    __slots__ = ("_request_id", "_scope")
+
+    def __init__(self, scope: Mapping[str, Any]) -> None:
+        self._scope = scope
+        self._request_id: str | None = None
+
+    @property
+    def request_id(self) -> str:
+        """See :func:`request_id`."""
+        if self._request_id is None:
+            headers = {name.lower(): value for name, value in self._scope.get("headers", ())}
+            self._request_id = request_id(_text(headers.get(b"x-request-id")), _text(headers.get(b"traceparent")))
+        return self._request_id
+
+    @property
+    def client(self) -> str | None:
+        """The address that the server saw."""
+        client = self._scope.get("client")
+        return client[0] if client else None
+
+    @property
+    def method(self) -> str | None:
+        """The HTTP method, or ``WEBSOCKET``."""
+        return "WEBSOCKET" if self._scope["type"] == "websocket" else self._scope.get("method")
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The route where the framework tells it, else the path."""
+        route = getattr(self._scope.get("route"), "path", None)
+        return ("route", route) if isinstance(route, str) else ("path", str(self._scope.get("path", "")))
+
+
+class WSGIIdentity:
+    """A request as its WSGI environ tells it; read only when a secret is."""
+
+    __slots__ = ("_environ", "_request_id")
+
+    def __init__(self, environ: Mapping[str, Any]) -> None:
+        self._environ = environ
+        self._request_id: str | None = None
+
+    @property
+    def request_id(self) -> str:
+        """See :func:`request_id`."""
+        if self._request_id is None:
+            self._request_id = request_id(
+                self._environ.get("HTTP_X_REQUEST_ID"), self._environ.get("HTTP_TRACEPARENT")
+            )
+        return self._request_id
+
+    @property
+    def client(self) -> str | None:
+        """The address that the server saw."""
+        return self._environ.get("REMOTE_ADDR")
+
+    @property
+    def method(self) -> str | None:
+        """The HTTP method."""
+        return self._environ.get("REQUEST_METHOD")
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The path below the server's root."""
+        return "path", self._environ.get("SCRIPT_NAME", "") + self._environ.get("PATH_INFO", "")
+
+
+def error_response(error: VaultMiddlewareError) -> tuple[int, list[tuple[str, str]], bytes]:
+    """Status, headers and body for an error that a handler let through; nothing of a secret, a path or a server in it."""
+    passing = isinstance(error, SecretUnavailable | LeaseLimitReached)
+    status, text = (503, b"Service Unavailable\n") if passing else (500, b"Internal Server Error\n")
+    headers = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(text)))]
+    if passing:
+        headers.append(("retry-after", str(RETRY_AFTER)))
+    return status, headers, text
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

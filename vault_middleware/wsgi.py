@@ -1,0 +1,95 @@
+"""VaultWSGIMiddleware: the WSGI wrapper; the accessor ends when the body has been sent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from .accessor import RequestSecrets, activate, deactivate
+from .config import SecretConfig
+from .errors import VaultMiddlewareError
+from .manager import SecretsManager
+from .web import WSGIIdentity, error_response
+
+if TYPE_CHECKING:
+    from contextvars import Token
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["VaultWSGIMiddleware"]
+
+_log = logging.getLogger("vault_middleware")
+
+
+class VaultWSGIMiddleware:
+    """Gives each request ``environ["vault_middleware.secrets"]``; the manager starts at the first use.
+
+    The manager itself is ``environ["vault_middleware.manager"]``. Parameters and errors are those of
+    :class:`~vault_middleware.asgi.VaultMiddleware`.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        manager: SecretsManager | None = None,
+        config: SecretConfig | None = None,
+        *,
+        handle_errors: bool = False,
+    ) -> None:
+        self.app = app
+        self.manager = SecretsManager(config) if manager is None else manager
+        self._handle_errors = handle_errors
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        secrets = RequestSecrets(self.manager, WSGIIdentity(environ))
+        environ["vault_middleware.secrets"] = secrets
+        environ["vault_middleware.manager"] = self.manager
+        token = activate(secrets)
+        failure: VaultMiddlewareError
+        try:
+            return _Body(self.app(environ, start_response), secrets, token)
+        except VaultMiddlewareError as error:
+            _end(secrets, token)
+            if not self._handle_errors:
+                raise
+            failure = error
+        except BaseException:
+            _end(secrets, token)
+            raise
+        _log.error("a request failed: %s", failure)
+        status, headers, body = error_response(failure)
+        start_response(f"{status} {HTTPStatus(status).phrase}", headers)
+        return [body]
+
+
+def _end(secrets: RequestSecrets, token: Token[RequestSecrets]) -> None:
+    deactivate(token)
+    secrets.close()
+
+
+class _Body:
+    """The response's body, whose end is the end of the request: the server calls ``close`` when it has been sent."""
+
+    __slots__ = ("_body", "_secrets", "_token")
+
+    def __init__(self, body: Iterable[bytes], secrets: RequestSecrets, token: Token[RequestSecrets]) -> None:
+        self._body = body
+        self._secrets = secrets
+        self._token = token
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
+
+    def __getattr__(self, name: str) -> Any:
+        # __len__ is not passed on: a server would take its word for the number of chunks.
+        return getattr(self._body, name)
+
+    def close(self) -> None:
+        """Close the body, and then the accessor, whatever the body's own close does."""
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            _end(self._secrets, self._token)
