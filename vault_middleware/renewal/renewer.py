@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from ..workers import Workers
 
@@ -112,20 +113,19 @@ class Renewer:
 
     def run_due(self, now: float) -> float | None:
         """Hand every task that is due at *now* to the workers; when the next one is due, or None."""
-        quick: list[Task] = []
+        due: list[Task] = []
         with self._changed:
             while self._heap and self._heap[0][0] <= now:
                 _, ticket, task = heapq.heappop(self._heap)
-                if ticket != task._ticket:
-                    continue
-                task._ticket = -1
-                task._running = True
-                if task.group is None:
-                    quick.append(task)
-                else:
-                    self._workers.submit(task.group, task.deadline(), lambda task=task: self._run(task))  # type: ignore[misc]
-        for task in quick:
-            self._run(task)
+                if ticket == task._ticket:
+                    task._ticket = -1
+                    task._running = True
+                    due.append(task)
+        for task in due:
+            if task.group is None:
+                self._run(task)
+            else:
+                self._workers.submit(task.group, task.deadline(), partial(self._run, task))
         with self._changed:
             return self._heap[0][0] if self._heap else None
 

@@ -1,0 +1,1 @@
+"""The renewer's thread, and the pure timing it follows."""

@@ -1,0 +1,1 @@
+"""All that talks to the server; nobody else imports hvac or requests."""
