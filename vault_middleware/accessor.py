@@ -168,9 +168,9 @@ class RequestSecrets:
 
         The next read of its path, in this request too, gets the replacement.
         """
-        for held in (self._held, self._dynamic):
-            for key in [key for key, value in held.items() if value.secret.path == secret.path]:
-                self._report_repeats(held.pop(key))  # type: ignore[call-overload]
+        for key in [key for key, held in self._held.items() if held.secret.path == secret.path]:
+            self._report_repeats(self._held.pop(key))
+        self._dynamic.pop(secret.path, None)
         self._manager.reject(secret)
 
     def _before(self, key: Key) -> RequestSecrets | None:

@@ -156,7 +156,7 @@ class VaultMiddleware:
 
 
 async def _off_the_loop(function: Callable[..., object], *args: object) -> None:
-    from starlette.concurrency import run_in_threadpool  # here, because it imports anyio, which a WSGI app has no use for
+    from starlette.concurrency import run_in_threadpool  # noqa: PLC0415 (it imports anyio, of no use to WSGI)
 
     await run_in_threadpool(function, *args)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Final
 
@@ -97,7 +97,7 @@ class SecretCache:
 
     def __init__(self, *, max_entries: int, clock: Callable[[], float] = time.monotonic) -> None:
         #: Read it without a lock; write it through the methods.
-        self.entries: dict[Hashable, Entry] = {}
+        self.entries: dict[Key, Entry] = {}
         self._max_entries = max_entries
         self._clock = clock
         self._lock = threading.Lock()
@@ -216,4 +216,3 @@ class SecretCache:
 
     def __repr__(self) -> str:
         return f"SecretCache({len(self.entries)} entries)"
-

@@ -42,7 +42,20 @@ class ConfigurationError(VaultMiddlewareError, ValueError):
 
 
 class AuthenticationError(VaultMiddlewareError):
-    """The log-in was refused, or could not be tried at all (no service-account token, say)."""
+    """The log-in was refused, or could not be tried at all (no service-account token, say).
+
+    Attributes
+    ----------
+    passing : bool
+        Whether the refusal may end by itself: a 403 also comes while the server cannot review service-account tokens.
+    """
+
+    def __init__(self, message: str, passing: bool = False) -> None:
+        super().__init__(message, passing)
+        self.passing = passing
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class VaultUnavailable(VaultMiddlewareError):
@@ -83,7 +96,7 @@ class SecretAccessDenied(SecretError):
 
 
 class SecretNotDynamic(SecretError):
-    """The path answered without a lease: it is a static secret, or needs a write."""
+    """The path answered without a lease: it is a static secret."""
 
 
 class SecretUnavailable(SecretError):

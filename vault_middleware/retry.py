@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tenacity import DoSleep, RetryCallState, RetryError, Retrying
-from tenacity.stop import stop_base, stop_never
+from tenacity.stop import stop_after_attempt, stop_any, stop_base, stop_never
 from tenacity.wait import wait_base
 
-__all__ = ["FLOOR", "Backoff", "Uniform", "for_lease", "for_login", "lease_wait", "login_wait"]
+__all__ = ["FLOOR", "Backoff", "Uniform", "for_lease", "for_login", "for_read", "lease_wait", "login_wait", "read_wait"]
 
 #: ``random.uniform``, or a test's stand-in.
 Uniform = Callable[[float, float], float]
@@ -36,6 +36,11 @@ def lease_wait(failures: int, left: float, uniform: Uniform) -> float:
 def login_wait(failures: int, uniform: Uniform) -> float:
     """Seconds to wait after the *failures*-th failed log-in in a row: 1 s to 5 min, doubling, less 0–25 %, at least 1 s."""
     return max(min(2.0 ** min(failures - 1, 9), 300.0) * uniform(0.75, 1.0), 1.0)
+
+
+def read_wait(failures: int, uniform: Uniform) -> float:
+    """Seconds to wait after the *failures*-th failure of one read: 0.1 s, doubling, to 2 s, more or less a quarter."""
+    return max(min(FLOOR * 2.0 ** min(failures - 1, 9), 2.0) * uniform(0.75, 1.25), FLOOR)
 
 
 class _Wait(wait_base):
@@ -83,3 +88,11 @@ def for_lease(left: Callable[[], float], uniform: Uniform) -> Backoff:
 def for_login(uniform: Uniform) -> Backoff:
     """The tries of a log-in; never gives up, because a refusal can pass."""
     return Backoff(_Wait(lambda failures: login_wait(failures, uniform)))
+
+
+def for_read(tries: int, left: Callable[[], float], at_least: Callable[[], float], uniform: Uniform) -> Backoff:
+    """The further *tries* of one read while ``left()`` seconds remain; ``at_least()`` is what the server asks to wait."""
+    return Backoff(
+        _Wait(lambda failures: max(read_wait(failures, uniform), at_least())),
+        stop_any(stop_after_attempt(tries + 1), _StopWhenNoTryFits(left)),
+    )

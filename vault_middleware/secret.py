@@ -38,8 +38,8 @@ class _FrozenDict(dict[str, Any]):
     """A nested object of a secret: a dict for ``json.dumps`` and ``**``, but immutable and masked."""
 
     __slots__ = ()
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
     __reduce_ex__ = _refuse_pickle
 
     def __repr__(self) -> str:

@@ -78,9 +78,7 @@ class WSGIIdentity:
     def request_id(self) -> str:
         """See :func:`request_id`."""
         if self._request_id is None:
-            self._request_id = request_id(
-                self._environ.get("HTTP_X_REQUEST_ID"), self._environ.get("HTTP_TRACEPARENT")
-            )
+            self._request_id = request_id(self._environ.get("HTTP_X_REQUEST_ID"), self._environ.get("HTTP_TRACEPARENT"))
         return self._request_id
 
     @property

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 __all__ = ["Job", "Workers"]
 
-Job = Callable[[], None]
+Job = Callable[[], object]
 
 _log = logging.getLogger("vault_middleware")
 

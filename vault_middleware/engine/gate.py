@@ -165,7 +165,7 @@ class Gate:
         else:
             self._metrics.miss()
         self._metrics.error(reason)
-        path = key if isinstance(key, str) else key[0] if isinstance(key, tuple) else repr(key)
+        path = key[0] if isinstance(key, tuple) else key  # a caller may have passed anything
         try:
             self._audit.failure(by.context, str(path), "dynamic" if dynamic else "static", outcome or usual, reason)
         except AuditError as error:

@@ -13,13 +13,16 @@ from ..renewal.renewer import Renewer
 from ..renewal.schedule import granted_short, renewal
 from ..retry import Uniform, for_lease
 from ..secret import Lease
-from ..vault.client import Forbidden, LeaseGone, VaultClient
+from ..vault.client import Forbidden, Grant, LeaseGone, VaultClient
 from .leases import Leased, Leases
 from .session import Generation, Session
 
 __all__ = ["Keeper"]
 
 _DOWN = "the server is known to be down"
+
+#: The most that one revocation may take at a stop, in seconds: a mount whose database hangs must not cost the others theirs.
+REVOCATION = 1.0
 
 
 class Keeper:
@@ -102,21 +105,21 @@ class Keeper:
 
     def _renew(self, leased: Leased) -> float | None:
         lease = leased.lease
-        failure: VaultMiddlewareError | None = None
+        grant: Grant | VaultMiddlewareError
         gone = forbidden = False
         try:
             grant = self._client.renew_lease(
                 lease.lease_id, leased.issued_for, leased.generation.token, self._timeout(leased)
             )
         except LeaseGone as answer:
-            gone, failure = True, VaultUnavailable(f"the server says of the lease: {answer.reason}")
+            gone, grant = True, VaultUnavailable(f"the server says of the lease: {answer.reason}")
         except Forbidden:
             forbidden = True
-            failure = VaultUnavailable("the server refused it; " + self._client.renewal_policy())
+            grant = VaultUnavailable("the server refused it; " + self._client.lease_line("renew", lease.lease_id))
         except VaultMiddlewareError as error:
-            failure = error.with_traceback(None)
-        if failure is not None:
-            return self._renewal_failed(leased, failure, gone=gone, forbidden=forbidden)
+            grant = error.with_traceback(None)
+        if isinstance(grant, VaultMiddlewareError):
+            return self._renewal_failed(leased, grant, gone=gone, forbidden=forbidden)
         leased.backoff = None
         self._leases.extend(
             leased, Lease(lease.lease_id, grant.lease_duration, grant.renewable, grant.started + grant.lease_duration)
@@ -201,7 +204,9 @@ class Keeper:
         except Forbidden:
             if self._token_lives(leased):
                 self._may_revoke = False  # said once; from now on leases end with their time, or our token
-                failure = VaultUnavailable("the server refused it; " + self._client.revocation_policy())
+                failure = VaultUnavailable(
+                    "the server refused it; " + self._client.lease_line("revoke", lease.lease_id)
+                )
         except VaultMiddlewareError as error:
             failure = error.with_traceback(None)
         if failure is None:
@@ -219,12 +224,18 @@ class Keeper:
         """Revoke every lease of ours within *timeout* seconds, on the calling thread; a proxy's are left alone."""
         deadline = self._clock() + timeout
         self._closing = True
+        hanging: set[str | None] = set()
         # The longest-lived first: what is not reached in time would stay for as long.
         for leased in sorted(self._leases.live(), key=lambda leased: leased.deadline, reverse=True):
             left = deadline - self._clock()
             if left <= 0 or not self._may_revoke:
                 return
-            self._revoke(leased, left)
+            if leased.task.group in hanging:
+                continue  # its database does not answer, and others' leases wait
+            before = self._clock()
+            self._revoke(leased, min(left, REVOCATION))
+            if self._clock() - before >= min(left, REVOCATION):
+                hanging.add(leased.task.group)
 
     def disown(self, leased: Leased) -> None:
         """A lease came after the stop: nobody is to have it."""

@@ -178,9 +178,11 @@ class Reader:
 
     def _finish(self, key: Key, outcome: Outcome | None, mine: bool) -> tuple[Entry, str]:
         """Turn the end of a fetch into the getter's: the value, the stale one, or the caller's own copy of the error."""
-        if isinstance(outcome, Entry):
-            return outcome, "miss" if mine else "hit"
         path = key if isinstance(key, str) else key[0]
+        if isinstance(outcome, Entry):
+            if outcome.holds is None or self._clock() < outcome.stale_until:
+                return outcome, "miss" if mine else "hit"
+            outcome = self.unavailable(path, "its lease was over before it arrived; raise the TTL of the role")
         if outcome is None:
             outcome = self.unavailable(path, "the server did not answer in time; raise the timeout if it is only slow")
         if isinstance(outcome, SecretUnavailable):
@@ -194,8 +196,10 @@ class Reader:
         """The path of *key*; refused where it is malformed, or not on the list of those that may be read at all."""
         path, version = (key, 1) if isinstance(key, str) else key
         path = validate(path)
-        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise InvalidSecretPath(path, f"the version asked for {path!r} is no whole number from 1; give one, or none")
+        if type(version) is not int or version < 1:  # a bool is no version
+            raise InvalidSecretPath(
+                path, f"the version asked for {path!r} is no whole number from 1; give one, or none"
+            )
         allowed = self._config.allowed_paths
         if allowed and not any(fnmatchcase(path, pattern) for pattern in allowed):
             raise SecretAccessDenied(

@@ -188,7 +188,7 @@ class Session:
         old = self._current
         self._backoff, self._failure = for_login(self._uniform), None
         left = token.deadline - self._clock()
-        self._emit(LoggedIn(self._config.auth_method, self._config.vault_role, token.namespace, left))
+        self._emit(LoggedIn(self._config.auth_method, self._config.vault_role, token.auth_path, left))
         if old is not None and not old.dead and token.value == old.token.value:
             # A given token, read again: nothing new to take over.
             old.token = token
@@ -257,13 +257,13 @@ class Session:
 
     def _renew(self, generation: Generation) -> float | None:
         token = generation.token
-        failure: VaultMiddlewareError | None = None
+        renewed: Token | VaultMiddlewareError
         try:
             renewed = self._client.renew_token(token, self._config.client_timeout)
         except VaultMiddlewareError as error:
-            failure = error.with_traceback(None)
-        if failure is not None:
-            return self._renewal_failed(generation, failure)
+            renewed = error.with_traceback(None)
+        if isinstance(renewed, VaultMiddlewareError):
+            return self._renewal_failed(generation, renewed)
         asked = token.lease_duration
         granted = renewed.deadline - self._clock()
         generation.token, generation.backoff, generation.renewed = renewed, None, True
@@ -307,7 +307,12 @@ class Session:
         if outcome is generation:
             left = generation.token.deadline - self._clock()
             return self._clock() + max(1.0, rotation(left, self._uniform) if left != float("inf") else 3600.0)
-        return None if generation.leases else self._clock()
+        if not generation.leases:
+            return self._clock()  # to be revoked
+        now = self._clock()
+        left = generation.token.deadline - now
+        # Its leases are still held: it is kept for their sake, to its max TTL.
+        return now + (renewal(left, self._uniform) if generation.token.renewable else left)
 
     def _bury(self, generation: Generation) -> None:
         """The server does not know the token: log in anew at once, in the background too."""

@@ -36,7 +36,7 @@ class _Within(io.RawIOBase):
         if left <= 0:
             raise TimeoutError("timed out")
         self._sock.settimeout(left)
-        return self._raw.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
+        return self._raw.readinto(buffer)
 
     def close(self) -> None:
         self._raw.close()
@@ -117,11 +117,11 @@ class Adapter(requests.adapters.HTTPAdapter):
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: Any) -> None:
         self.poolmanager = urllib3.PoolManager(connections, maxsize=maxsize, block=block, **options, **self._options)
-        self.poolmanager.pool_classes_by_scheme = self._pools  # type: ignore[assignment]
+        self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> urllib3.ProxyManager:
-        manager = super().proxy_manager_for(proxy, **options, **self._options)
-        manager.pool_classes_by_scheme = self._pools  # type: ignore[assignment]
+        manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **options, **self._options)
+        manager.pool_classes_by_scheme = self._pools
         return manager
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:

@@ -21,7 +21,9 @@ def timed_out(server: str) -> VaultUnavailable:
 
 def not_vault(server: str, why: str) -> VaultUnavailable:
     """Something answered, and it was not Vault."""
-    return VaultUnavailable(f"the answer from {server} is not Vault's: {why}; check VAULT_ADDR and any proxy on the way")
+    return VaultUnavailable(
+        f"the answer from {server} is not Vault's: {why}; check VAULT_ADDR and any proxy on the way"
+    )
 
 
 def not_json(server: str, status: int, raw: bytes) -> VaultUnavailable:
@@ -39,6 +41,9 @@ def not_json(server: str, status: int, raw: bytes) -> VaultUnavailable:
 def explain(error: BaseException, server: str, *, secure: bool) -> VaultUnavailable:
     """Our error for one of requests, urllib3 or the system; made from its types and codes, not from its text."""
     chain = _chain(error)
+    names = {type(cause).__name__ for cause in chain}
+    if "ProxyError" in names:
+        return VaultUnavailable(f"the HTTP proxy on the way to {server} cannot be reached; check VAULT_PROXY_ADDR")
     for cause in chain:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _certificate(cause, server)
@@ -56,11 +61,8 @@ def explain(error: BaseException, server: str, *, secure: bool) -> VaultUnavaila
         if isinstance(cause, FileNotFoundError | PermissionError):
             what = "VAULT_CACERT, VAULT_CAPATH, VAULT_CLIENT_CERT and VAULT_CLIENT_KEY" if secure else "VAULT_ADDR"
             return VaultUnavailable(f"a file for the connection to {server} cannot be opened; check {what}")
-    names = {type(cause).__name__ for cause in chain}
     if names & {"TimeoutError", "timeout", "ConnectTimeoutError", "ReadTimeoutError", "ConnectTimeout", "ReadTimeout"}:
         return timed_out(server)
-    if names & {"ProxyError"}:
-        return VaultUnavailable(f"the HTTP proxy on the way to {server} failed; check VAULT_PROXY_ADDR")
     if names & {"InvalidURL", "LocationParseError", "InvalidSchema", "MissingSchema"}:
         return VaultUnavailable(f"{server} is no address that can be asked; check VAULT_ADDR")
     return VaultUnavailable(f"the connection to {server} broke off; check the server and what lies in between")
@@ -81,7 +83,9 @@ def _certificate(error: ssl.SSLCertVerificationError, server: str) -> VaultUnava
 def _tls(error: ssl.SSLError, server: str) -> VaultUnavailable:
     reason = error.reason or ""
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-        return VaultUnavailable(f"the server at {server} does not speak TLS; write VAULT_ADDR with http://, or enable TLS")
+        return VaultUnavailable(
+            f"the server at {server} does not speak TLS; write VAULT_ADDR with http://, or enable TLS"
+        )
     if "CERTIFICATE_REQUIRED" in reason or "UNKNOWN_CA" in reason or "BAD_CERTIFICATE" in reason:
         return VaultUnavailable(
             f"the server at {server} wants a client certificate that it trusts; "

@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import requests
 import urllib3
@@ -50,7 +51,9 @@ class Answer:
     def errors(self) -> str:
         """The server's error texts in one lower-case line."""
         errors = self.body.get("errors")
-        return " ".join(str(error) for error in errors).lower() if isinstance(errors, list) else ""
+        if not isinstance(errors, list):
+            return ""
+        return " ".join(error for error in errors if isinstance(error, str)).lower()
 
     @property
     def age(self) -> float:
@@ -155,12 +158,12 @@ class Transport:
 
     def _same_server(self, url: str, target: str) -> str:
         """The *target* of a redirect, if it is the server that was asked: a token goes nowhere else."""
-        here, there = urlsplit(url), urlsplit(target)
-        if not there.netloc and target.startswith("/"):
+        here, there = urlsplit(url), _split(target)
+        if not there.netloc and there.path.startswith("/"):
             return f"{here.scheme}://{here.netloc}{target}"
         if (here.scheme, here.netloc.lower()) == (there.scheme, there.netloc.lower()):
             return target
-        shown = f"{there.scheme[:10]}://{(there.hostname or '')[:100]}"
+        shown = f"{there.scheme[:10]}://{(there.hostname or '')[:100]}" if there.netloc else "no address"
         raise VaultUnavailable(
             f"the server redirects to {shown}, and a token is sent to no other server; "
             "set VAULT_ADDR to the address of the active node or of a balancer in front of it"
@@ -238,8 +241,8 @@ class Transport:
         return self._config.vault_addr
 
     def _wait_for_turn(self, bucket: _Bucket, deadline: float) -> None:
-        pause = bucket.take()
-        if pause > deadline - self._clock():
+        pause = bucket.take(deadline - self._clock())
+        if pause is None:
             raise VaultUnavailable(
                 "VAULT_RATE_LIMIT leaves no request to the server in time; raise it, or VAULT_CLIENT_TIMEOUT"
             )
@@ -261,7 +264,12 @@ class Transport:
             self._look_again_at = now + _LOOK_AT_FILES
             if self._session is None or files != self._files:
                 # The one before is not closed: calls under way keep their connections to their end.
-                self._session, self._files = self._new_session(), files
+                try:
+                    self._session, self._files = self._new_session(), files
+                except OSError:
+                    if self._session is None:
+                        raise
+                    # A file is being replaced: what was loaded holds until the new one is whole.
             return self._session
 
     def _new_session(self) -> requests.Session:
@@ -269,7 +277,8 @@ class Transport:
         session = requests.Session()
         session.trust_env = False  # no HTTPS_PROXY, no .netrc, no REQUESTS_CA_BUNDLE: only what the settings say
         session.headers.clear()
-        if config.proxy_addr:
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # none is kept
+        if config.proxy_addr and self._unix is None:
             session.proxies = {"http": config.proxy_addr, "https": config.proxy_addr}
         context = self._tls() if self._base.startswith("https:") else None
         adapter = Adapter(context, server_name=config.tls_server_name or None, unix_path=self._unix)
@@ -282,9 +291,11 @@ class Transport:
         context = ssl.create_default_context(cafile=config.cacert or None, capath=config.capath or None)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if not config.cacert and not config.capath:
-            context.load_verify_locations(requests.certs.where())  # slim images have no store of their own
+            # Slim images have no store of their own.
+            context.load_verify_locations(requests.utils.DEFAULT_CA_BUNDLE_PATH)
         if config.client_cert:
-            context.load_cert_chain(config.client_cert, config.client_key or None)
+            # An empty password, so that an encrypted key is an error and not a question at the terminal.
+            context.load_cert_chain(config.client_cert, config.client_key or None, password="")
         if config.skip_verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -301,12 +312,26 @@ class _Bucket:
         self._lock = threading.Lock()
         self._free_at = -math.inf
 
-    def take(self) -> float:
-        """Take the next place; the seconds until it comes."""
+    def take(self, at_most: float) -> float | None:
+        """Take the next place: the seconds until it comes, or None, and no place, if that is more than *at_most*."""
         with self._lock:
             now = self._clock()
-            self._free_at = max(self._free_at, now - self._depth) + self._every
-            return max(0.0, self._free_at - now)
+            free_at = max(self._free_at, now - self._depth) + self._every
+            pause = max(0.0, free_at - now)
+            if pause > at_most:
+                return None
+            self._free_at = free_at
+            return pause
+
+
+def _split(target: str) -> SplitResult:
+    """A redirect's *target*; an empty one where it is no URL."""
+    try:
+        if target.isascii() and target.isprintable():
+            return urlsplit(target)
+    except ValueError:
+        pass
+    return urlsplit("")
 
 
 def _seconds(text: str | None) -> float | None:

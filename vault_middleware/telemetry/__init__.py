@@ -1,0 +1,1 @@
+"""Telemetry: what is counted, audited and logged. Listens to events; decides nothing."""

@@ -1,0 +1,353 @@
+"""The metrics, in the words of prometheus_client; the hit path only draws a number.
+
+Counts of reads are gathered without a lock and moved into the Prometheus counters by :meth:`Metrics.flush`, which the
+renewer calls each second and the manager at its stop. A process that is scraped by itself flushes before it is collected,
+so that such a scrape is exact. In multiprocess mode another process reads the files; it lags by at most that second.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+
+from ..errors import ConfigurationError
+from ..events import (
+    Event,
+    LeaseRenewalFailed,
+    LeaseRenewed,
+    LeaseRotated,
+    LoggedIn,
+    LoginFailed,
+    ServerDown,
+    ServerUp,
+)
+
+__all__ = ["Metrics"]
+
+#: Seconds: a local server answers within one or two milliseconds, a call that hangs ends with the client's time-out.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+#: The values of the label ``reason``; whatever else a read fails of is counted as ``error``.
+REASONS = ("audit", "denied", "error", "invalid_path", "lease_limit", "not_dynamic", "not_found", "unavailable")
+
+#: Exported for the time of what does not exist: no alert on ``x - time()`` or ``time() - x`` fires on it.
+NEVER = float("inf")
+
+
+class Metrics:
+    """The metrics of one registry, for however many managers; :meth:`for_registry` gives them.
+
+    Attributes
+    ----------
+    hit
+        Counts one read that was answered without a server call of its own.
+    miss
+        Counts one read that was not.
+    stale
+        Counts one stale value that was served; the read itself is counted with ``hit``.
+    """
+
+    _making = threading.Lock()
+    _made: ClassVar[weakref.WeakKeyDictionary[CollectorRegistry, Metrics]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, registry: CollectorRegistry, *, wall: Callable[[], float] = time.time) -> None:
+        self._wall = wall
+        self._lock = threading.Lock()
+        self._hits, self._misses, self._stale = _Tally(), _Tally(), _Tally()
+        self.hit = self._hits.add
+        self.miss = self._misses.add
+        self.stale = self._stale.add
+        self._registry = weakref.ref(registry)
+        self._counts = _Counts(registry, self.flush)
+        self._gauges: _Gauges | None = None
+        self._states: weakref.WeakKeyDictionary[object, _State] = weakref.WeakKeyDictionary()
+        self._server_up = 1.0
+
+    @classmethod
+    def for_registry(cls, registry: CollectorRegistry) -> Metrics:
+        """The metrics in *registry*: one object, whoever asks.
+
+        Raises
+        ------
+        ConfigurationError
+            The registry holds a metric with one of our names that is not ours.
+        """
+        with cls._making:
+            metrics = cls._made.get(registry)
+            if metrics is None:
+                metrics = cls._made[registry] = cls(registry)
+            return metrics
+
+    # -- counts
+
+    def error(self, reason: str) -> None:
+        """Count one read that gave nothing, or nothing that could be audited."""
+        self._counts.errors.labels(reason if reason in REASONS else "error").inc()
+
+    def observe_call(self, operation: str, seconds: float) -> None:
+        """One call to the server, answered or not."""
+        self._counts.calls.labels(operation).observe(seconds)
+
+    def observe_fetch(self, seconds: float) -> None:
+        """One fetch of a secret, with every call and try that it took."""
+        self._counts.fetches.observe(seconds)
+
+    def flush(self) -> None:
+        """Move what was gathered into the Prometheus counters; nothing is lost, nothing counted twice."""
+        with self._lock:
+            # Hits are taken first and added last, so that no scrape sees more of them than requests.
+            hits, misses, stale = self._hits.take(), self._misses.take(), self._stale.take()
+            self._counts.requests.inc(hits + misses)
+            self._counts.hits.inc(hits)
+            self._counts.stale.inc(stale)
+
+    def __call__(self, event: Event) -> None:
+        """Count a fact."""
+        counts = self._counts
+        match event:
+            case LeaseRenewed():
+                counts.renewals.inc()
+            case LeaseRenewalFailed():
+                counts.renewal_errors.inc()
+            case LeaseRotated():
+                counts.rotations.inc()
+            case LoggedIn():
+                counts.logins.labels("success").inc()
+            case LoginFailed():
+                counts.logins.labels("failure").inc()
+            case ServerDown():
+                self._server(0.0)
+            case ServerUp():
+                self._server(1.0)
+
+    # -- state
+
+    def set_state(
+        self,
+        owner: object,
+        *,
+        leases_active: int,
+        leases_draining: int,
+        cache_entries: int,
+        token_ttl: float | None,
+        soonest_lease_ttl: float | None,
+    ) -> None:
+        """What *owner* has now, and that its renewer lives.
+
+        Parameters
+        ----------
+        owner
+            The manager's engine; the gauges tell the sum over all of them, or the earliest of their times.
+        token_ttl, soonest_lease_ttl
+            Seconds from now; None where there is none.
+        """
+        now = self._wall()
+        with self._lock:
+            self._states[owner] = _State(
+                now,
+                leases_active,
+                leases_draining,
+                cache_entries,
+                NEVER if token_ttl is None else now + token_ttl,
+                NEVER if soonest_lease_ttl is None else now + soonest_lease_ttl,
+            )
+            self._show()
+
+    def forget(self, owner: object) -> None:
+        """*owner* has stopped: it has nothing any more, and no heartbeat is expected of it."""
+        with self._lock:
+            if self._states.pop(owner, None) is not None:
+                self._show()
+
+    def _server(self, up: float) -> None:
+        with self._lock:
+            self._server_up = up
+            if self._states:
+                self._show()
+
+    def _show(self) -> None:
+        """Set the gauges; under the lock."""
+        gauges = self._gauges
+        if gauges is None:
+            registry = self._registry()
+            if registry is None:
+                return
+            gauges = self._gauges = _Gauges(registry)
+        states = list(self._states.values())
+        gauges.active.set(sum(state.leases_active for state in states))
+        gauges.draining.set(sum(state.leases_draining for state in states))
+        gauges.entries.set(sum(state.cache_entries for state in states))
+        gauges.token.set(min((state.token_expiry for state in states), default=NEVER))
+        gauges.lease.set(min((state.lease_expiry for state in states), default=NEVER))
+        gauges.heartbeat.set(min((state.beat for state in states), default=NEVER))
+        gauges.server_up.set(self._server_up)
+
+    # -- fork
+
+    def after_fork(self) -> None:
+        """In a forked child: what was gathered and not flushed is the parent's to flush, and so is its state."""
+        Metrics._making = threading.Lock()
+        self._lock = threading.Lock()
+        for tally in (self._hits, self._misses, self._stale):
+            tally.take()
+        self._states.clear()
+        self._server_up = 1.0
+
+
+class _Tally:
+    """A count that any thread adds to without a lock; it is taken from by one at a time."""
+
+    __slots__ = ("_drawn", "add")
+
+    def __init__(self) -> None:
+        # A draw from a count is atomic, where += on an integer loses updates between threads.
+        self.add: Callable[[], int] = itertools.count().__next__
+        self._drawn = -1
+
+    def take(self) -> int:
+        """How often it was added to since the last take."""
+        drawn = self.add()
+        new, self._drawn = drawn - self._drawn - 1, drawn
+        return new
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What one manager has; times are Unix timestamps in seconds, for exporting only."""
+
+    beat: float
+    leases_active: int
+    leases_draining: int
+    cache_entries: int
+    token_expiry: float
+    lease_expiry: float
+
+
+class _Gathered(Counter):
+    """A counter whose counts are brought to it before it is collected."""
+
+    bring: Callable[[], None]
+
+    def collect(self) -> Iterable[Metric]:
+        self.bring()
+        return super().collect()
+
+
+class _Counts:
+    """The counters and histograms; registered all, or none."""
+
+    def __init__(self, registry: CollectorRegistry, bring: Callable[[], None]) -> None:
+        self.requests = _Gathered(
+            "vault_secret_requests", "Reads of secrets, repeats within a request included.", registry=None
+        )
+        self.hits = _Gathered(
+            "vault_secret_cache_hits", "Reads that were answered without a server call of their own.", registry=None
+        )
+        self.stale = _Gathered(
+            "vault_secret_stale_served", "Reads answered with a stale value, as Vault could not answer.", registry=None
+        )
+        for counter in (self.requests, self.hits, self.stale):
+            counter.bring = bring
+        self.errors = Counter("vault_secret_errors", "Reads that gave no secret.", ["reason"], registry=None)
+        self.fetches = Histogram(
+            "vault_secret_fetch_seconds",
+            "Fetches of a secret, with every call and try they took.",
+            buckets=BUCKETS,
+            registry=None,
+        )
+        self.calls = Histogram(
+            "vault_server_request_duration_seconds",
+            "Calls to the server, answered or not.",
+            ["operation"],
+            buckets=BUCKETS,
+            registry=None,
+        )
+        self.renewals = Counter("vault_lease_renewals", "Leases renewed.", registry=None)
+        self.renewal_errors = Counter(
+            "vault_lease_renewal_errors", "Failed tries to renew or replace a lease.", registry=None
+        )
+        self.rotations = Counter("vault_lease_rotations", "Leases replaced by a new one.", registry=None)
+        self.logins = Counter("vault_logins", "Log-ins.", ["outcome"], registry=None)
+        for reason in REASONS:
+            self.errors.labels(reason)
+        for outcome in ("success", "failure"):
+            self.logins.labels(outcome)
+        # The hits before the requests: a read between the two must not show as a hit of no request.
+        _register(
+            registry,
+            (self.hits, self.stale, self.requests, self.errors, self.fetches, self.calls),
+            (self.renewals, self.renewal_errors, self.rotations, self.logins),
+        )
+
+
+class _Gauges:
+    """The gauges, declared only where a manager runs.
+
+    In multiprocess mode every gauge that a process has declared counts as 0 in its children from their first metric on:
+    after a preload, a worker that has not started yet would show the server as down and the token as expired.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.active = Gauge(
+            "vault_leases_active", "Leases that are served.", multiprocess_mode="livesum", registry=None
+        )
+        self.draining = Gauge(
+            "vault_leases_draining",
+            "Leases that were replaced, and wait for the requests that hold them.",
+            multiprocess_mode="livesum",
+            registry=None,
+        )
+        self.entries = Gauge("vault_cache_entries", "Cached secrets.", multiprocess_mode="livesum", registry=None)
+        self.token = Gauge(
+            "vault_token_expiry_timestamp_seconds",
+            "When the token ends if it is not renewed; +Inf if there is none, or it has no end.",
+            multiprocess_mode="livemin",
+            registry=None,
+        )
+        self.lease = Gauge(
+            "vault_lease_soonest_expiry_timestamp_seconds",
+            "When the first of the leases ends if it is not renewed; +Inf if there is none.",
+            multiprocess_mode="livemin",
+            registry=None,
+        )
+        self.heartbeat = Gauge(
+            "vault_renewer_heartbeat_timestamp_seconds",
+            "When the renewer last ran, each second if all is well; +Inf if none is meant to run.",
+            multiprocess_mode="livemin",
+            registry=None,
+        )
+        self.server_up = Gauge(
+            "vault_server_up", "Whether the server answers: 1 or 0.", multiprocess_mode="livemin", registry=None
+        )
+        _register(
+            registry,
+            (self.active, self.draining, self.entries),
+            (self.token, self.lease, self.heartbeat, self.server_up),
+        )
+
+
+def _register(registry: CollectorRegistry, *groups: Iterable[Counter | Gauge | Histogram]) -> None:
+    """Register every metric of *groups*, or none and raise."""
+    done: list[Counter | Gauge | Histogram] = []
+    name = ""
+    for metric in (metric for group in groups for metric in group):
+        try:
+            registry.register(metric)
+        except ValueError:
+            name = next(iter(metric.describe())).name
+            break
+        done.append(metric)
+    if name:
+        for metric in done:
+            registry.unregister(metric)
+        raise ConfigurationError(
+            f"the metrics registry holds a metric named {name} that is not ours; remove it, or give the manager "
+            "a registry of its own: SecretsManager(registry=CollectorRegistry())"
+        )
