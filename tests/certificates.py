@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 __all__ = ["Authority", "Pair"]
 
-_DAY = datetime.timedelta(days=1)
+_DAY = dt.timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Authority:
     def _builder(
         self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, expired: bool
     ) -> x509.CertificateBuilder:
-        end = datetime.datetime.now(datetime.UTC) + (-_DAY if expired else _DAY)
+        end = dt.datetime.now(dt.UTC) + (-_DAY if expired else _DAY)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)

@@ -89,7 +89,8 @@ Reply = Callable[[Exchange], None]
 
 
 def _head(status: int, headers: Mapping[str, str]) -> bytes:
-    return f"HTTP/1.1 {status} Scripted\r\n{''.join(f'{k}: {v}\r\n' for k, v in headers.items())}\r\n".encode("latin-1")
+    lines = [f"HTTP/1.1 {status} Scripted", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    return "\r\n".join(lines).encode("latin-1")
 
 
 def answer(body: object = None, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing.util import Finalize
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = ["ExitHooks"]
 
@@ -25,11 +25,12 @@ _FIRST = 1000
 class ExitHooks:
     """Calls *close* with the name of the hook (``atexit``, ``finalize``, ``sigterm``) when the process ends in order."""
 
+    #: Whether SIGTERM is what ends the process; of the process, whichever manager has taken the signal.
+    _by_signal: ClassVar[bool] = False
+
     def __init__(self, close: Callable[[str], None]) -> None:
         self._close = close
         self._finalize: Finalize | None = None
-        self._by_signal = False
-        self._held_back = False
 
     def take_sigterm(self) -> None:
         """Make SIGTERM an orderly end where it would be none; nothing where the server handles it. Main thread only."""
@@ -39,6 +40,7 @@ class ExitHooks:
         if present is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._end)
         elif getattr(present, "__module__", "").startswith("uvicorn."):
+            atexit.register(_let_sigterm_through)  # before any manager's, so that it runs after them
             signal.signal(signal.SIGTERM, lambda number, frame: self._end_uvicorn(present, number, frame))
 
     def install(self) -> None:
@@ -57,13 +59,13 @@ class ExitHooks:
     def _end(self, number: int, _frame: FrameType | None) -> None:
         """SIGTERM over the default handler: end as ``sys.exit`` does. A second one kills."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self._by_signal = True
+        ExitHooks._by_signal = True
         raise SystemExit(128 + number)
 
     def _end_uvicorn(self, present: Any, number: int, frame: FrameType | None) -> None:
         """uvicorn's own handler, with the signal that it raises again at its end held back until we are done."""
         present(number, frame)
-        self._by_signal = self._held_back = True
+        ExitHooks._by_signal = True
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def _at_exit(self) -> None:
@@ -73,9 +75,8 @@ class ExitHooks:
         self._end_of_process("finalize")
 
     def _end_of_process(self, hook: str) -> None:
-        try:
-            self._close("sigterm" if self._by_signal else hook)
-        finally:
-            if self._held_back:
-                self._held_back = False
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        self._close("sigterm" if self._by_signal else hook)
+
+
+def _let_sigterm_through() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .accessor import RequestSecrets, activate, deactivate
 from .config import SecretConfig
@@ -80,10 +80,6 @@ class _Body:
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._body)
-
-    def __getattr__(self, name: str) -> Any:
-        # __len__ is not passed on: a server would take its word for the number of chunks.
-        return getattr(self._body, name)
 
     def close(self) -> None:
         """Close the body, and then the accessor, whatever the body's own close does."""

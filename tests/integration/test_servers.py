@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import subprocess
-import sys
+import sysconfig
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ SERVERS = [
     Server("uvicorn without lifespan", (*UVICORN, "--lifespan", "off", "gateways:asgi"), "sigterm"),
     Server("gunicorn sync", (*GUNICORN, "gateways:wsgi"), "atexit"),
     Server("gunicorn gthread", (*GUNICORN, "--worker-class", "gthread", "--threads", "4", "gateways:wsgi"), "atexit"),
-    Server("waitress", ("waitress", "--listen", "127.0.0.1:{port}", "gateways:wsgi"), "sigterm"),
+    Server("waitress", ("waitress-serve", "--listen", "127.0.0.1:{port}", "gateways:wsgi"), "sigterm"),
     Server("granian ASGI", (*GRANIAN, "--interface", "asgi", "gateways:asgi"), "lifespan"),
     Server("granian WSGI", (*GRANIAN, "--interface", "wsgi", "gateways:wsgi"), "finalize"),
 ]
@@ -86,7 +86,8 @@ def serve(server: Server, stack: DevStack, folder: Path, **more: str) -> Iterato
         "PYTHONPATH": str(HERE),
         **more,
     }
-    command = [sys.executable, "-m", *(part.format(port=port) for part in server.command)]
+    script, *arguments = (part.format(port=port) for part in server.command)
+    command = [str(Path(sysconfig.get_path("scripts"), script)), *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environ, cwd=HERE, stdout=output, stderr=output)
     try:
@@ -132,7 +133,9 @@ class Load:
         while not self._ended.is_set():
             try:
                 answer = httpx.get(f"{url}/who", trust_env=False, timeout=20)
-                problem = None if answer.status_code == 200 and answer.text.startswith("v-") else str(answer.status_code)
+                problem = (
+                    None if answer.status_code == 200 and answer.text.startswith("v-") else str(answer.status_code)
+                )
             except httpx.TransportError as error:
                 problem = repr(error)
             if problem and not self._stopping.is_set():

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from ..devstack import DevStack
+from ..devstack.layout import Deployment
 
 __all__ = ["Demo"]
 
@@ -78,10 +79,13 @@ class Demo:
     ----------
     once
         End after the last step instead of leaving the gateway up.
+    deployment
+        How the servers are set up; see :class:`~vault_middleware.devstack.DevStack`.
     """
 
-    def __init__(self, *, once: bool) -> None:
+    def __init__(self, *, once: bool, deployment: Deployment = "namespace") -> None:
         self._once = once
+        self._deployment = deployment
         self._began = time.monotonic()
 
     def run(self) -> int:
@@ -90,12 +94,16 @@ class Demo:
         with (
             tempfile.TemporaryDirectory(prefix="vault-middleware-demo-") as folder,
             DevStack(
-                lease_ttl=LEASE_TTL, lease_max_ttl=LEASE_MAX_TTL, token_ttl=TOKEN_TTL, token_max_ttl=10 * TOKEN_TTL
+                deployment=self._deployment,
+                lease_ttl=LEASE_TTL,
+                lease_max_ttl=LEASE_MAX_TTL,
+                token_ttl=TOKEN_TTL,
+                token_max_ttl=10 * TOKEN_TTL,
             ) as stack,
         ):
             self._stack = stack
             self._audit = Path(folder, "audit.jsonl")
-            self._done(f"OpenBao at {stack.bao.address}, PostgreSQL on port {stack.postgres.port}, namespace lotabots")
+            self._done(f"OpenBao at {stack.bao.address}, PostgreSQL on port {stack.postgres.port}, deployment {self._deployment!r}")
             try:
                 self._show()
             except Failed as failed:
@@ -182,11 +190,12 @@ class Demo:
     def _audit_lines(self) -> None:
         self._say("\nThe audit log (no value, no token, leases as salted hashes):")
         shown: set[tuple[str, str]] = set()
-        for line in self._lines():
+        for text in self._audit.read_text().splitlines():
+            line = json.loads(text)
             kind = (line["event"], line.get("outcome", ""))
             if kind not in shown:
                 shown.add(kind)
-                print(f"      {json.dumps(line)}")
+                print(f"      {text}")
         secrets = [value for value in self._stack.secret_values() if value in self._audit.read_text()]
         if secrets:
             raise Failed("a secret's value stands in the audit log")

@@ -132,11 +132,11 @@ class Postgres:
         )
         return connection
 
-    def can_log_in(self, user: str, password: str) -> bool:
+    def can_log_in(self, user: str, password: str, *, timeout: int = 5) -> bool:
         """Whether PostgreSQL accepts *user* with *password* now; an error where it does not answer at all."""
         reason = ""
         try:
-            with self.connect(user, password):
+            with self.connect(user, password, timeout=timeout):
                 return True
         except extra("psycopg").OperationalError as error:
             reason = str(error)

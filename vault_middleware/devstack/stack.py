@@ -7,8 +7,6 @@ import contextlib
 import http.client
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -81,15 +79,14 @@ class DevStack:
         self._policy = ""
         self._versions: dict[str, int] = {}
         self._canaries: set[str] = set()
-        self._folder: Path | None = None
+        self._started = False
 
     def start(self) -> Self:
         """Start and set up everything; about a second. What was started is stopped again if something fails."""
-        if self._folder is not None:
+        if self._started:
             return self
         with contextlib.ExitStack() as undo, concurrent.futures.ThreadPoolExecutor(1) as aside:
             undo.callback(self.stop)
-            self._folder = Path(tempfile.mkdtemp(prefix="devstack-"))
             database = aside.submit(self._start_database)
             self.kubernetes.start()
             self.bao.start()
@@ -98,15 +95,14 @@ class DevStack:
             database.result()
             self._set_up_database()
             undo.pop_all()
+        self._started = True
         return self
 
     def stop(self) -> None:
         """Stop the servers and remove all they had."""
         for server in (self.bao, self.postgres, self.kubernetes):
             server.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._started = False
 
     def __enter__(self) -> Self:
         return self.start()
@@ -128,9 +124,7 @@ class DevStack:
     @property
     def token_path(self) -> Path:
         """The file with the service-account token."""
-        if self._folder is None:
-            raise DevStackError("the stack was not started")
-        return self._folder / "token"
+        return self.bao.folder / "service-account-token"
 
     def write_service_account_token(
         self,
@@ -225,6 +219,8 @@ class DevStack:
 
     def heal(self) -> None:
         """Bring everything up that was paused, stopped, killed or sealed, with the stack's own policy and token."""
+        if not self._started:
+            return
         self.kubernetes.available = True
         for server in (self.postgres, self.bao):
             if server.running:

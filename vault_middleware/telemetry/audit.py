@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from hashlib import blake2b
 from json.encoder import encode_basestring_ascii
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..errors import AuditError
 from ..events import Event
@@ -46,9 +46,6 @@ _LEASES = {"lease_id": "lease", "old_lease_id": "old_lease"}
 _NAMES = {**_LEASES, "method": "auth_method"}
 
 _LIMITS = {"secret_path": PATH, "reason": REASON}
-
-#: Context, fragment, outcome, ttl_left, time: a line that is rendered when it is written.
-_Access = tuple[str, str, str, float, float]
 
 #: What follows the second, for each millisecond; and the same for the line of an access.
 _MILLISECONDS = tuple(f'{number:03d}Z","event":' for number in range(1000))
@@ -111,22 +108,19 @@ class Audit:
         self._wall = wall
         self._salt = os.urandom(16) if salt is None else salt
         self._lost = 0
-        self._buffer: Buffer[_Access | bytes] | None = None
+        self._buffer: Buffer | None = None
         self._write: Callable[[bytes], object] = sink.write
         self.access: Callable[[str, str, str, float], object]
         if self._off:
             self.access = _nothing
         elif mode == "buffered":
             render = _access(wall, bytes)
-            buffer = self._buffer = Buffer(
-                sink, lambda record: record if isinstance(record, bytes) else render(*record), clock=clock
-            )
-            put = self._write = buffer.put
 
-            def later(context: str, fragment: str, outcome: str, ttl_left: float) -> None:
-                put((context, fragment, outcome, ttl_left, wall()))
+            def late(now: float, record: tuple[Any, ...]) -> bytes:
+                return render(*record, now) if len(record) > 1 else record[0]
 
-            self.access = later
+            self._buffer = Buffer(sink, late, clock=clock, wall=wall)
+            self.access = self._write = self._buffer.put
         else:
             self.access = _access(wall, sink.write)
 
@@ -249,9 +243,9 @@ def _access(wall: Callable[[], float], finish: Callable[[bytes], R]) -> Callable
             start = _start(second)
             stamp = (second, start)
             past = now - second
+        event = _ACCESS[int(past * 1000)]
         left = int(ttl_left) if -BOUND < ttl_left < BOUND else "null"  # it may have no end
-        end = f'{context}{fragment},"outcome":"{outcome}","ttl_left":{left}}}\n'
-        return finish(f"{start}{_ACCESS[int(past * 1000)]}{end}".encode())
+        return finish(f'{start}{event}{context}{fragment},"outcome":"{outcome}","ttl_left":{left}}}\n'.encode())
 
     return access
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any
 
 from ..errors import AuditError
 from .sinks import BUDGET, LINE, Sink
@@ -31,26 +31,25 @@ IDLE = 5.0
 #: How long a flush keeps trying, in seconds.
 FLUSH = 1.0
 
-Record = TypeVar("Record")
 
-
-class Buffer(Generic[Record]):
-    """A queue of records before *sink*; *render* makes the line of a record when it is written."""
+class Buffer:
+    """A queue of records before *sink*; *render* makes the line of the time and arguments of a :meth:`put`."""
 
     def __init__(
         self,
         sink: Sink,
-        render: Callable[[Record], bytes],
+        render: Callable[[float, tuple[Any, ...]], bytes],
         *,
         room: int = ROOM,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._sink = sink
         self._render = render
         self._room = room
         self._clock = clock
-        self._queue: deque[Record] = deque()
-        self._put = self._queue.append
+        self._wall = wall
+        self._queue: deque[tuple[float, tuple[Any, ...]]] = deque()
         #: What the sink has not taken yet of the last batch.
         self._rest = b""
         self._failing = False
@@ -66,7 +65,7 @@ class Buffer(Generic[Record]):
         self._starting = threading.Lock()
         self._writer: threading.Thread | None = None
 
-    def put(self, record: Record) -> None:
+    def put(self, *record: Any) -> None:
         """Queue *record*; where the queue is full, help to write it off.
 
         Raises
@@ -76,7 +75,7 @@ class Buffer(Generic[Record]):
         """
         if len(self._queue) >= self._room:
             self._make_room()
-        self._put(record)
+        self._queue.append((self._wall(), record))
         if not self._awake:
             self._rouse()
 
@@ -175,7 +174,7 @@ class Buffer(Generic[Record]):
         lines: list[bytes] = []
         size = 0
         while queue:
-            line = self._render(queue[0])
+            line = self._render(*queue[0])
             size += len(line)
             if size > LINE and lines:
                 break

@@ -86,15 +86,12 @@ def _unix_pool(path: str) -> type[_HTTPPool]:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             timeout = self.timeout
             sock.settimeout(timeout if isinstance(timeout, int | float) else None)
-            failure: urllib3.exceptions.HTTPError
             try:
                 sock.connect(path)
             except OSError as error:
                 sock.close()
-                failure = urllib3.exceptions.NewConnectionError(self, f"{error}")
-            else:
-                return sock
-            raise failure
+                raise urllib3.exceptions.NewConnectionError(self, "no connection") from error
+            return sock
 
     class Pool(_HTTPPool):
         ConnectionCls = Unix

@@ -35,6 +35,8 @@ def not_json(server: str, status: int, raw: bytes) -> VaultUnavailable:
         return not_vault(server, f"status {status} with an HTML page, as a proxy or an ingress sends it")
     if start.startswith(b"{"):
         return not_vault(server, f"status {status} with JSON that is cut off or malformed")
+    if not raw:
+        return not_vault(server, f"status {status} without a body, or cut off before it")
     return not_vault(server, f"status {status} without a JSON object")
 
 

@@ -159,7 +159,7 @@ class Transport:
     def _same_server(self, url: str, target: str) -> str:
         """The *target* of a redirect, if it is the server that was asked: a token goes nowhere else."""
         here, there = urlsplit(url), _split(target)
-        if not there.netloc and there.path.startswith("/"):
+        if not there.scheme and not there.netloc and there.path.startswith("/"):
             return f"{here.scheme}://{here.netloc}{target}"
         if (here.scheme, here.netloc.lower()) == (there.scheme, there.netloc.lower()):
             return target
@@ -223,17 +223,18 @@ class Transport:
         if status == 204 and not raw:
             return Answer(status, {}, started, headers)
         try:
-            body = json.loads(raw) if raw else {}
+            body = json.loads(raw)
         except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
             raise faults.not_json(self._shown, status, raw)
         answer = Answer(status, body, started, headers)
         if status == 503 or (status == 501 and "initialized" in body):
-            if "sealed" in answer.errors or body.get("sealed") is True:
-                raise VaultSealed(f"the server at {self._shown} is sealed; unseal it (vault operator unseal)")
+            # A server that is not initialised is sealed as well.
             if body.get("initialized") is False or "not initialized" in answer.errors:
                 raise VaultSealed(f"the server at {self._shown} is not initialised; run vault operator init")
+            if "sealed" in answer.errors or body.get("sealed") is True:
+                raise VaultSealed(f"the server at {self._shown} is sealed; unseal it (vault operator unseal)")
         return answer
 
     @property
@@ -274,7 +275,7 @@ class Transport:
 
     def _new_session(self) -> requests.Session:
         config = self._config
-        session = requests.Session()
+        session = _Session()
         session.trust_env = False  # no HTTPS_PROXY, no .netrc, no REQUESTS_CA_BUNDLE: only what the settings say
         session.headers.clear()
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # none is kept
@@ -300,6 +301,11 @@ class Transport:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: requests would read a redirect's body, unbounded, also where it is told not to follow."""
 
 
 class _Bucket:
