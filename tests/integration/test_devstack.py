@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -139,7 +140,7 @@ def test_secrets_can_be_changed_and_removed_in_both_versions_of_the_engine(each:
 
 def test_a_leased_kv_mount_gives_leases_without_a_database(each: DevStack) -> None:
     each.mount_kv("leased", version=1, leased=True)
-    each.put_secret("leased/x", {"value": "x", "ttl": "7s"})
+    each.put_secret("leased/x", {"value": "leased canary", "ttl": "7s"})
     answer = each.request("GET", "leased/x")
     assert (answer["lease_duration"], answer["renewable"]) == (7, True)
     each.bao.request("DELETE", each.layout.mount("leased"))
@@ -205,6 +206,21 @@ def test_while_reviews_are_unavailable_every_log_in_is_refused(stack: DevStack) 
     refusal(stack)
     stack.kubernetes.available = True
     assert stack.log_in()
+
+
+def test_a_review_answers_as_an_api_server_does() -> None:
+    now = 1_000_000.0
+    kubernetes = Kubernetes(clock=lambda: now)
+    token = kubernetes.service_account_token("gateway", "shop", ttl=60, audience="vault")
+    status = kubernetes.review({"token": token, "audiences": ["other", "vault"]})
+    assert status["authenticated"] is True
+    assert status["user"]["username"] == "system:serviceaccount:shop:gateway"
+    assert status["audiences"] == ["vault"]
+    assert "audiences" in kubernetes.review({"token": token, "audiences": ["other"]})["error"]
+    assert "audiences" in kubernetes.review({"token": token})["error"]
+    now += 60
+    assert "expired" in kubernetes.review({"token": token, "audiences": ["vault"]})["error"]
+    assert kubernetes.review({"token": "x.y.z"}) == {"user": {}, "error": "invalid bearer token"}
 
 
 # Outages
@@ -284,13 +300,17 @@ def test_heal_brings_up_whatever_is_down(stack: DevStack) -> None:
 
 def test_the_audit_log_shows_the_correlation_id_in_clear_and_no_secret(stack: DevStack) -> None:
     token = stack.log_in()
-    answer = stack.request("GET", "shared/jwt", token=token)
+    headers = {"X-Vault-Token": token, "X-Correlation-ID": "request-4711"}
+    asked = urllib.request.Request(f"{stack.bao.address}/v1/lotabots/shared/jwt", headers=headers)
+    with urllib.request.urlopen(asked) as response:
+        answer = json.load(response)
     (entry,) = (
         line
         for line in stack.bao.audit_log()
         if line["type"] == "response" and line["request"]["id"] == answer["request_id"]
     )
     assert entry["request"]["path"] == "shared/jwt"
+    assert entry["request"]["headers"] == {"x-correlation-id": ["request-4711"]}
     text = stack.bao.audit_path.read_text()
     assert token not in text
     assert not [value for value in stack.secret_values() if value in text]
@@ -373,9 +393,8 @@ def test_a_fork_of_the_starter_ends_nothing(tmp_path: Path) -> None:
             sleeper.kill()
         os._exit(0)
     os.waitpid(child, 0)
-    assert sleeper.running
-    sleeper.kill()
-    assert gone(sleeper.pid)
+    os.kill(sleeper.pid, signal.SIGTERM)
+    assert sleeper.wait(WAIT) == 128 + signal.SIGTERM  # and not of a SIGKILL before
 
 
 def test_a_server_that_does_not_come_up_is_reported_with_its_last_words(tmp_path: Path) -> None:

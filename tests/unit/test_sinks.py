@@ -39,13 +39,14 @@ class Pipe:
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
         os.set_blocking(self.read_end, False)
-        fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, 4096)
+        fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, 8192)
 
     def fill(self) -> None:
         os.set_blocking(self.write_end, False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(self.write_end, b"x" * 4096)
+        for size in (4096, 1):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(self.write_end, b"x" * size)
         os.set_blocking(self.write_end, True)
 
     def read(self) -> bytes:

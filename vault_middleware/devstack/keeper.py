@@ -107,6 +107,7 @@ def main(uid: int, gid: int, number: int, folder: str, environ: dict[str, str], 
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    begun, begin = os.pipe()
     server = os.fork()
     if server == 0:
         try:
@@ -114,6 +115,8 @@ def main(uid: int, gid: int, number: int, folder: str, environ: dict[str, str], 
         except BaseException as error:  # a copy of the keeper must not go on
             os.write(2, f"cannot start {command[0]}: {error}\n".encode())
         os._exit(127)
+    os.close(begin)
+    os.read(begun, 1)  # ends when the command runs; before that the server would still ignore a SIGTERM, as we do
     os.write(1, f"{server}\n".encode())
     while True:
         ready, _, _ = select.select([0, wake], [], [])

@@ -102,7 +102,8 @@ class Buffer:
                 break
             threading.Event().wait(GATHER)  # the sink may take it a moment later
         if failure is not None:
-            _log.error("%d audit lines are not written: %s", len(self._queue), failure)
+            waiting = len(self._queue) + self._rest.count(b"\n")
+            _log.error("%d audit lines are not written: %s", waiting, failure)
 
     def after_fork(self) -> None:
         """In a forked child: what waits is the parent's to write; fresh locks and a writer of its own."""

@@ -68,8 +68,9 @@ class Login:
             if answer.status == 412 or answer.status >= 429:
                 raise answers.failure(answer, self._config.vault_addr)
             refused.append(f"{self._path(namespace)} answered {answer.status} ({self._meaning(answer)})")
-            passing = passing or _as_if_missing(answer)
-            if not _as_if_missing(answer):
+            if _as_if_missing(answer):
+                passing = not self._config.token  # a token that was given does not become valid
+            else:
                 break  # this is where our role lives; elsewhere would only hide what it said
         raise AuthenticationError(f"the log-in was refused: {'; '.join(refused)}", passing)
 

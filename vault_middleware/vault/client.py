@@ -208,6 +208,8 @@ class VaultClient:
         full = self._full(path)
         if not full[len(mount.path) :]:
             raise SecretNotFound(path, f"{path!r} is a mount; name a secret below it")
+        if version is not None and mount.kv_version != 2:
+            raise SecretNotFound(path, f"the mount {mount.path!r} keeps no versions; read {path!r} without one")
         url = f"/v1/{encode(full)}"
         if mount.kv_version == 2:
             url = f"/v1/{encode(mount.path[:-1])}/data/{encode(full[len(mount.path) :])}"
@@ -249,10 +251,11 @@ class VaultClient:
         """The error for a refusal by the policy; it names the line that is missing."""
         token_at = self._login.namespace
         line = policies.read_line(path, mount, secrets_at=self._config.namespace, token_at=token_at)
-        unknown = "" if mount is not None else " (or there is no such mount)"
+        unknown = "" if mount is not None else ", or there is no such mount"
+        kv = "" if mount is not None else " (of KV version 2, with data/ after the mount)"
         return SecretAccessDenied(
             path,
-            f"the policy does not permit reading {path!r}{unknown}; add this line to {policies.where(token_at)}: {line}"
+            f"the policy does not permit reading {path!r}{unknown}; add this line to {policies.where(token_at)}: {line}{kv}"
             + hint(path, self._config.namespace),
         )
 

@@ -8,7 +8,7 @@ import ssl
 
 from ..errors import VaultUnavailable
 
-__all__ = ["explain", "fingerprint", "not_json", "not_vault", "timed_out"]
+__all__ = ["bad_files", "explain", "fingerprint", "not_json", "not_vault", "timed_out"]
 
 
 def timed_out(server: str) -> VaultUnavailable:
@@ -40,7 +40,15 @@ def not_json(server: str, status: int, raw: bytes) -> VaultUnavailable:
     return not_vault(server, f"status {status} without a JSON object")
 
 
-def explain(error: BaseException, server: str, *, secure: bool) -> VaultUnavailable:
+def bad_files(error: OSError, server: str) -> VaultUnavailable:
+    """The files of certificates and keys cannot be loaded."""
+    what = "do not hold what they should" if isinstance(error, ssl.SSLError) else "cannot be opened"
+    return VaultUnavailable(
+        f"the TLS files for {server} {what}; check VAULT_CACERT, VAULT_CAPATH, VAULT_CLIENT_CERT and VAULT_CLIENT_KEY"
+    )
+
+
+def explain(error: BaseException, server: str) -> VaultUnavailable:
     """Our error for one of requests, urllib3 or the system; made from its types and codes, not from its text."""
     chain = _chain(error)
     names = {type(cause).__name__ for cause in chain}
@@ -61,8 +69,7 @@ def explain(error: BaseException, server: str, *, secure: bool) -> VaultUnavaila
                 f"the server at {server} refuses the connection; check VAULT_ADDR and its port, and that the server runs"
             )
         if isinstance(cause, FileNotFoundError | PermissionError):
-            what = "VAULT_CACERT, VAULT_CAPATH, VAULT_CLIENT_CERT and VAULT_CLIENT_KEY" if secure else "VAULT_ADDR"
-            return VaultUnavailable(f"a file for the connection to {server} cannot be opened; check {what}")
+            return VaultUnavailable(f"the socket {server} is not there, or not for us to open; check VAULT_ADDR")
     if names & {"TimeoutError", "timeout", "ConnectTimeoutError", "ReadTimeoutError", "ConnectTimeout", "ReadTimeout"}:
         return timed_out(server)
     if names & {"InvalidURL", "LocationParseError", "InvalidSchema", "MissingSchema"}:
@@ -92,10 +99,6 @@ def _tls(error: ssl.SSLError, server: str) -> VaultUnavailable:
         return VaultUnavailable(
             f"the server at {server} wants a client certificate that it trusts; "
             "set VAULT_CLIENT_CERT and VAULT_CLIENT_KEY to one"
-        )
-    if reason in ("KEY_VALUES_MISMATCH", "PEM_LIB", "NO_CERTIFICATE_OR_CRL_FOUND"):
-        return VaultUnavailable(
-            "the TLS files do not hold what they should; check VAULT_CACERT, VAULT_CLIENT_CERT and VAULT_CLIENT_KEY"
         )
     return VaultUnavailable(f"the TLS handshake with {server} failed; check VAULT_ADDR and the TLS variables")
 

@@ -201,7 +201,7 @@ class Transport:
                 raw = self._read(response)
             return self._understand(response.status_code, raw, response.headers, started)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            failure = faults.explain(error, self._shown, secure=self._base.startswith("https:"))
+            failure = faults.explain(error, self._shown)
         except VaultUnavailable as error:
             failure = error.again()
         raise failure
@@ -256,6 +256,7 @@ class Transport:
         """The session with its pool of connections; a new one when a file of certificates has changed."""
         session = self._session
         now = self._clock()
+        failure: VaultUnavailable | None = None
         if session is not None and now < self._look_again_at:
             return session
         with self._lock:
@@ -267,11 +268,13 @@ class Transport:
                 # The one before is not closed: calls under way keep their connections to their end.
                 try:
                     self._session, self._files = self._new_session(), files
-                except OSError:
-                    if self._session is None:
-                        raise
-                    # A file is being replaced: what was loaded holds until the new one is whole.
-            return self._session
+                except OSError as error:
+                    failure = faults.bad_files(error, self._shown)
+            # Where a file is just being replaced, what was loaded holds until the new one is whole.
+            if self._session is not None:
+                return self._session
+        assert failure is not None
+        raise failure
 
     def _new_session(self) -> requests.Session:
         config = self._config
