@@ -117,7 +117,7 @@ def test_the_lines_of_many_threads_are_all_there_and_whole(mode: str, tmp_path: 
         for turn in range(1000):
             audit.access(f',"thread":{number}', f',"turn":{turn}', "hit", 1.0)
 
-    run(*[lambda number=number: read(number) for number in range(THREADS)])  # type: ignore[misc]
+    run(*[lambda number=number: read(number) for number in range(THREADS)])
     audit.flush()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert sorted((line["thread"], line["turn"]) for line in lines) == [

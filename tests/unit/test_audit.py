@@ -384,7 +384,7 @@ def test_buffered_a_full_queue_pushes_back_and_loses_nothing() -> None:
     sink = Lines()
     queue = Buffer(sink, lambda now, record: b"%d\n" % record[0], room=10)
     sink.stuck = True
-    accepted = []
+    accepted: list[bytes] = []
     refusal = None
     while refusal is None:
         assert len(accepted) <= 2 * 10 + 1  # what waits, and what the writer has in hand

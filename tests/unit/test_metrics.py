@@ -109,7 +109,7 @@ def test_no_count_is_lost_or_doubled_by_flushes_and_scrapes(registry: CollectorR
 def test_a_scrape_of_chosen_names_is_exact_too(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.hit()
     chosen = registry.restricted_registry(["vault_secret_cache_hits_total"])
-    assert b"vault_secret_cache_hits_total 1.0" in generate_latest(chosen)  # type: ignore[arg-type]
+    assert b"vault_secret_cache_hits_total 1.0" in generate_latest(chosen)
 
 
 def test_a_read_between_two_samples_of_a_scrape_never_shows_more_hits_than_requests(
@@ -181,12 +181,11 @@ def test_the_state_of_a_manager_shows_at_once_and_expiries_as_timestamps(registr
 
 
 def test_what_does_not_exist_never_expires(registry: CollectorRegistry, metrics: Metrics) -> None:
-    state(metrics, Owner(), token=None, lease=None)
-    assert registry.get_sample_value("vault_token_expiry_timestamp_seconds") is None or True
-    owner = Owner()
-    state(metrics, owner, token=INF, lease=None)
-    assert registry.get_sample_value("vault_token_expiry_timestamp_seconds") == INF
-    assert registry.get_sample_value("vault_lease_soonest_expiry_timestamp_seconds") == INF
+    for token in (INF, None):
+        owner = Owner()
+        state(metrics, owner, token=token, lease=None)
+        assert registry.get_sample_value("vault_token_expiry_timestamp_seconds") == INF
+        assert registry.get_sample_value("vault_lease_soonest_expiry_timestamp_seconds") == INF
 
 
 def test_managers_of_one_registry_are_added_up_and_their_earliest_time_shows(registry: CollectorRegistry) -> None:
@@ -377,12 +376,12 @@ def test_in_multiprocess_mode_gauges_add_up_and_the_earliest_time_of_live_proces
         tmp_path,
         """
         def work():
-            state(metrics, Owner(), leases_active=2, token_ttl=-1e6)
-        keep = Owner()
-        one, two = in_child(work), in_child(work)
-        mark_process_dead(one)
-        state(metrics, keep, leases_active=3, token_ttl=60.0)
-        before = __import__("time").time()
+            child = Owner()
+            state(metrics, child, leases_active=2, token_ttl=-1e6)
+        dead, live = in_child(work), in_child(work)
+        mark_process_dead(dead)
+        own = Owner()
+        state(metrics, own, leases_active=3, token_ttl=60.0)
         """,
     )
     assert seen["vault_leases_active"] == 5
@@ -395,12 +394,12 @@ def test_in_multiprocess_mode_one_worker_that_finds_the_server_down_shows(tmp_pa
     seen = run_multiprocess(
         tmp_path,
         """
-        keep = Owner()
+        own = Owner()
         def work():
-            state(metrics, keep)
+            state(metrics, own)
             metrics(ServerDown("refused"))
         in_child(work)
-        state(metrics, keep)
+        state(metrics, own)
         """,
     )
     assert seen["vault_server_up"] == 0

@@ -6,10 +6,10 @@ and end with the process that started them.
 
 from __future__ import annotations
 
-from vault_middleware.devstack.kubernetes import Kubernetes
-from vault_middleware.devstack.openbao import OpenBao
-from vault_middleware.devstack.postgres import Postgres
-from vault_middleware.devstack.process import DevStackError
-from vault_middleware.devstack.stack import DevStack
+from .kubernetes import Kubernetes
+from .openbao import OpenBao
+from .postgres import Postgres
+from .process import DevStackError
+from .stack import DevStack
 
 __all__ = ["DevStack", "DevStackError", "Kubernetes", "OpenBao", "Postgres"]

@@ -7,7 +7,7 @@ import ipaddress
 from pathlib import Path
 from typing import Any
 
-from vault_middleware.devstack.process import extra
+from .process import extra
 
 __all__ = ["Authority"]
 

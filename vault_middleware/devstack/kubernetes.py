@@ -12,8 +12,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Self
 
-from vault_middleware.devstack.certificates import Authority
-from vault_middleware.devstack.process import extra
+from .certificates import Authority
+from .process import extra
 
 __all__ = ["API_AUDIENCE", "Kubernetes"]
 

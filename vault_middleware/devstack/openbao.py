@@ -13,8 +13,8 @@ from json import dumps, loads
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from vault_middleware.devstack.certificates import Authority
-from vault_middleware.devstack.process import (
+from .certificates import Authority
+from .process import (
     DevStackError,
     Process,
     on_free_port,

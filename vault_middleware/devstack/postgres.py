@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from vault_middleware.devstack.process import (
+from .process import (
     DevStackError,
     Process,
     extra,

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from vault_middleware.devstack import keeper
-from vault_middleware.errors import VaultMiddlewareError
+from ..errors import VaultMiddlewareError
+from . import keeper
 
 __all__ = [
     "DevStackError",

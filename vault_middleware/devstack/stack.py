@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from vault_middleware.devstack.kubernetes import API_AUDIENCE, Kubernetes
-from vault_middleware.devstack.layout import NAMESPACE, ROLE, STATIC_ROLE, Deployment, Layout, rule
-from vault_middleware.devstack.openbao import OpenBao, Refused
-from vault_middleware.devstack.postgres import Postgres
-from vault_middleware.devstack.process import DevStackError, wait_until
+from .kubernetes import API_AUDIENCE, Kubernetes
+from .layout import NAMESPACE, ROLE, STATIC_ROLE, Deployment, Layout, rule
+from .openbao import OpenBao, Refused
+from .postgres import Postgres
+from .process import DevStackError, wait_until
 
 __all__ = ["DevStack"]
 

@@ -81,9 +81,10 @@ class Buffer:
 
     def _make_room(self) -> None:
         failure: str | None = "the audit queue is full, and its writer is not done in time"
+        deadline = self._clock() + BUDGET
         if self._pen.acquire(timeout=BUDGET):
             try:
-                failure = self._write_off(self._clock() + BUDGET, self._room * 3 // 4)
+                failure = self._write_off(deadline, self._room * 3 // 4)
             finally:
                 self._pen.release()
         if failure is not None and len(self._queue) >= self._room:

@@ -176,10 +176,7 @@ class Metrics:
         """Set the gauges; under the lock."""
         gauges = self._gauges
         if gauges is None:
-            registry = self._registry()
-            if registry is None:
-                return
-            gauges = self._gauges = _Gauges(registry)
+            gauges = self._gauges = _Gauges(self._registry())
         states = list(self._states.values())
         gauges.active.set(sum(state.leases_active for state in states))
         gauges.draining.set(sum(state.leases_draining for state in states))
@@ -244,37 +241,31 @@ class _Counts:
     """The counters and histograms; registered all, or none."""
 
     def __init__(self, registry: CollectorRegistry, bring: Callable[[], None]) -> None:
-        self.requests = _Gathered(
-            "vault_secret_requests", "Reads of secrets, repeats within a request included.", registry=None
-        )
-        self.hits = _Gathered(
-            "vault_secret_cache_hits", "Reads that were answered without a server call of their own.", registry=None
-        )
-        self.stale = _Gathered(
-            "vault_secret_stale_served", "Reads answered with a stale value, as Vault could not answer.", registry=None
-        )
-        for counter in (self.requests, self.hits, self.stale):
+        def count(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=None)
+
+        def gather(name: str, text: str) -> Counter:
+            counter = _Gathered(name, text, registry=None)
             counter.bring = bring
-        self.errors = Counter("vault_secret_errors", "Reads that gave no secret.", ["reason"], registry=None)
-        self.fetches = Histogram(
-            "vault_secret_fetch_seconds",
-            "Fetches of a secret, with every call and try they took.",
-            buckets=BUCKETS,
-            registry=None,
+            return counter
+
+        def duration(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(name, text, labels, buckets=BUCKETS, registry=None)
+
+        self.requests = gather("vault_secret_requests", "Reads of secrets, repeats within a request included.")
+        self.hits = gather("vault_secret_cache_hits", "Reads that were answered without a server call of their own.")
+        self.stale = gather(
+            "vault_secret_stale_served", "Reads answered with a stale value, as Vault could not answer."
         )
-        self.calls = Histogram(
-            "vault_server_request_duration_seconds",
-            "Calls to the server, answered or not.",
-            ["operation"],
-            buckets=BUCKETS,
-            registry=None,
+        self.errors = count("vault_secret_errors", "Reads that gave no secret.", "reason")
+        self.fetches = duration("vault_secret_fetch_seconds", "Fetches of a secret, with every call and try they took.")
+        self.calls = duration(
+            "vault_server_request_duration_seconds", "Calls to the server, answered or not.", "operation"
         )
-        self.renewals = Counter("vault_lease_renewals", "Leases renewed.", registry=None)
-        self.renewal_errors = Counter(
-            "vault_lease_renewal_errors", "Failed tries to renew or replace a lease.", registry=None
-        )
-        self.rotations = Counter("vault_lease_rotations", "Leases replaced by a new one.", registry=None)
-        self.logins = Counter("vault_logins", "Log-ins.", ["outcome"], registry=None)
+        self.renewals = count("vault_lease_renewals", "Leases renewed.")
+        self.renewal_errors = count("vault_lease_renewal_errors", "Failed tries to renew or replace a lease.")
+        self.rotations = count("vault_lease_rotations", "Leases replaced by a new one.")
+        self.logins = count("vault_logins", "Log-ins.", "outcome")
         for reason in REASONS:
             self.errors.labels(reason)
         for outcome in ("success", "failure"):
@@ -282,8 +273,10 @@ class _Counts:
         # The hits before the requests: a read between the two must not show as a hit of no request.
         _register(
             registry,
-            (self.hits, self.stale, self.requests, self.errors, self.fetches, self.calls),
-            (self.renewals, self.renewal_errors, self.rotations, self.logins),
+            (
+                *(self.hits, self.stale, self.requests, self.errors, self.fetches, self.calls),
+                *(self.renewals, self.renewal_errors, self.rotations, self.logins),
+            ),
         )
 
 
@@ -294,50 +287,45 @@ class _Gauges:
     after a preload, a worker that has not started yet would show the server as down and the token as expired.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.active = Gauge(
-            "vault_leases_active", "Leases that are served.", multiprocess_mode="livesum", registry=None
+    def __init__(self, registry: CollectorRegistry | None) -> None:
+        self.active = _sum("vault_leases_active", "Leases that are served.")
+        self.draining = _sum(
+            "vault_leases_draining", "Leases that were replaced, and wait for the requests that hold them."
         )
-        self.draining = Gauge(
-            "vault_leases_draining",
-            "Leases that were replaced, and wait for the requests that hold them.",
-            multiprocess_mode="livesum",
-            registry=None,
-        )
-        self.entries = Gauge("vault_cache_entries", "Cached secrets.", multiprocess_mode="livesum", registry=None)
-        self.token = Gauge(
+        self.entries = _sum("vault_cache_entries", "Cached secrets.")
+        self.token = _least(
             "vault_token_expiry_timestamp_seconds",
             "When the token ends if it is not renewed; +Inf if there is none, or it has no end.",
-            multiprocess_mode="livemin",
-            registry=None,
         )
-        self.lease = Gauge(
+        self.lease = _least(
             "vault_lease_soonest_expiry_timestamp_seconds",
             "When the first of the leases ends if it is not renewed; +Inf if there is none.",
-            multiprocess_mode="livemin",
-            registry=None,
         )
-        self.heartbeat = Gauge(
+        self.heartbeat = _least(
             "vault_renewer_heartbeat_timestamp_seconds",
             "When the renewer last ran, each second if all is well; +Inf if none is meant to run.",
-            multiprocess_mode="livemin",
-            registry=None,
         )
-        self.server_up = Gauge(
-            "vault_server_up", "Whether the server answers: 1 or 0.", multiprocess_mode="livemin", registry=None
-        )
-        _register(
-            registry,
-            (self.active, self.draining, self.entries),
-            (self.token, self.lease, self.heartbeat, self.server_up),
-        )
+        self.server_up = _least("vault_server_up", "Whether the server answers: 1 or 0.")
+        if registry is not None:  # in multiprocess mode it need not live for its metrics to be read
+            _register(
+                registry,
+                (self.active, self.draining, self.entries, self.token, self.lease, self.heartbeat, self.server_up),
+            )
 
 
-def _register(registry: CollectorRegistry, *groups: Iterable[Counter | Gauge | Histogram]) -> None:
-    """Register every metric of *groups*, or none and raise."""
+def _sum(name: str, text: str) -> Gauge:
+    return Gauge(name, text, multiprocess_mode="livesum", registry=None)
+
+
+def _least(name: str, text: str) -> Gauge:
+    return Gauge(name, text, multiprocess_mode="livemin", registry=None)
+
+
+def _register(registry: CollectorRegistry, metrics: Iterable[Counter | Gauge | Histogram]) -> None:
+    """Register every one of *metrics*, or none and raise."""
     done: list[Counter | Gauge | Histogram] = []
     name = ""
-    for metric in (metric for group in groups for metric in group):
+    for metric in metrics:
         try:
             registry.register(metric)
         except ValueError:

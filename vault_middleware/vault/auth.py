@@ -151,6 +151,8 @@ class Login:
         text, role, method = answer.errors, self._config.vault_role, self._config.auth_method
         if method == "token":
             return "the token is not valid any more; set VAULT_TOKEN or VAULT_TOKEN_FILE to a valid one"
+        if method == "approle" and answer.status == 400:
+            return "the role id or the secret id is not valid; check VAULT_ROLE_ID and VAULT_SECRET_ID"
         if answer.status == 400 and "role" in text:
             return f"the role {role!r} is not known there; check VAULT_ROLE, or write the role at the auth method"
         if "token is expired" in text or "exp" in text.split():
@@ -159,8 +161,6 @@ class Login:
             return f"the service account is not the one that the role {role!r} is bound to; check both"
         if "audience" in text:
             return f"the token's audience is not the one that the role {role!r} wants; check the projected volume"
-        if "role_id" in text or "role id" in text or "secret id" in text or "secret_id" in text:
-            return "the role id or the secret id is not valid; check VAULT_ROLE_ID and VAULT_SECRET_ID"
         if _as_if_missing(answer):
             return (
                 f"the auth method {self._config.auth_mount!r} may not be mounted there, the token's signature may be "
