@@ -58,6 +58,7 @@ class RequestSecrets:
 
     __slots__ = (
         "__weakref__",
+        "_beside",
         "_clock",
         "_closed",
         "_context",
@@ -68,8 +69,6 @@ class RequestSecrets:
         "_identity",
         "_manager",
         "_outer",
-        "_parked",
-        "_scopes",
     )
 
     def __init__(self, manager: SecretsManager, identity: Identity | None = None) -> None:
@@ -78,13 +77,13 @@ class RequestSecrets:
         self._context: str | None = None
         self._held: dict[Key, _Held] = {}
         self._dynamic: dict[str, _Held] = {}
-        self._holds: list[Holds] | None = None
+        self._holds: dict[Holds, None] = {}
         self._closed = False
         self._clock = manager.clock
         self._hit = manager.count_hit
-        self._scopes = 0
-        self._parked: tuple[dict[Key, _Held], dict[str, _Held]] | None = None
+        # Within a scope of ours: whose scope this is. Once a scope was opened: who reads for us outside of all of them.
         self._outer: RequestSecrets | None = None
+        self._beside: RequestSecrets | None = None
 
     # -- the getters
 
@@ -117,9 +116,9 @@ class RequestSecrets:
             held.repeat()
             self._hit()
             return held.secret
-        if (inner := self._before(key)) is not None:
+        if (inner := self._before()) is not None:
             return inner.get_secret(path, version=version, fresh=fresh, timeout=timeout)
-        return self._keep(key, self._manager.gate.read(key, False, fresh, timeout, self))
+        return self._keep(key, self._manager.gate.read(key, False, fresh, timeout, self), fresh)
 
     def get_dynamic_secret(self, path: str, *, timeout: float | None = None) -> DynamicSecret:
         """The leased secret at *path*, valid for this request or to its lease's own end, whichever comes first.
@@ -148,9 +147,9 @@ class RequestSecrets:
             held.repeat()
             self._hit()
             return held.secret
-        if (inner := self._before(key)) is not None:
+        if (inner := self._before()) is not None:
             return await inner.aget_secret(path, version=version, fresh=fresh, timeout=timeout)
-        return self._keep(key, await self._manager.gate.aread(key, False, fresh, timeout, self))
+        return self._keep(key, await self._manager.gate.aread(key, False, fresh, timeout, self), fresh)
 
     async def aget_dynamic_secret(self, path: str, *, timeout: float | None = None) -> DynamicSecret:
         """As :meth:`get_dynamic_secret`, for the event loop."""
@@ -168,33 +167,55 @@ class RequestSecrets:
 
         The next read of its path, in this request too, gets the replacement.
         """
-        for key in [key for key, held in self._held.items() if held.secret.path == secret.path]:
-            self._report_repeats(self._held.pop(key))
+        if (inner := self._before()) is not None:
+            inner.reject(secret)
+            return
+        for key, held in list(self._held.items()):
+            if held.secret.path == secret.path:
+                self._held.pop(key, None)
+                self._report_repeats(held)
         self._dynamic.pop(secret.path, None)
         self._manager.reject(secret)
 
-    def _before(self, key: Key) -> RequestSecrets | None:
-        """Before a read that the pins cannot answer: the open scope that is to answer it, if there is one."""
+    def _before(self) -> RequestSecrets | None:
+        """Before a read that the pins cannot answer: who is to answer it, if a scope was ever opened.
+
+        Raises
+        ------
+        AccessorClosed
+            The request has ended.
+        """
         if self._closed:
             raise AccessorClosed(
                 "the request of this accessor has ended; read secrets while it is handled, "
                 "or use the SecretsManager for work that outlives it"
             )
-        if self._scopes:
-            inner = _current.get(None)
-            if inner is not None and inner is not self and inner._outer is self:
-                return inner
-        return None
+        return None if self._beside is None else self._scope_here() or self._beside
 
-    def _keep(self, key: Key, entry: Entry) -> Secret:
-        """Pin *entry* for the rest of the request."""
-        before = self._held.get(key)
-        if before is not None:
-            self._report_repeats(before)
+    def _scope_here(self) -> RequestSecrets | None:
+        """The innermost open scope of ours around the calling code."""
+        found = None
+        each = _current.get(None)
+        while each is not None and each is not self:
+            if found is None and not each._closed:
+                found = each
+            each = each._outer
+        return None if each is None else found
+
+    def _keep(self, key: Key, entry: Entry, fresh: bool = False) -> Secret:
+        """Pin *entry* for the rest of the request, unless another thread of it has pinned a valid one meanwhile."""
         held = _Held(entry)
-        self._held[key] = held
+        before = self._held.setdefault(key, held)
+        if before is not held:
+            if not fresh and self._clock() < before.until:
+                return before.secret
+            self._held[key] = held
+            self._report_repeats(before)
         if entry.holds is not None and isinstance(key, str):
             self._dynamic[key] = held
+        if self._closed:  # it ended meanwhile, in another thread
+            self._held, self._dynamic = {}, {}
+            self._before()
         return entry.secret
 
     # -- what the gate asks of who reads
@@ -215,13 +236,10 @@ class RequestSecrets:
     def take(self, holds: Holds) -> None:
         """Hold a lease until the request ends."""
         holds.take(self)
-        taken = self._holds
-        if taken is None:
-            taken = self._holds = []
-        taken.append(holds)
+        self._holds[holds] = None
         if self._closed:  # it ended meanwhile, in another thread
             holds.give_back(self)
-            self._before("")
+            self._before()
 
     def leave(self, holds: Holds) -> None:
         """Give a lease back at once."""
@@ -236,24 +254,26 @@ class RequestSecrets:
         Within the block, reads through this accessor, through the one it yields and through :func:`current_secrets` see
         what is current now; what they have read is given back at its end.
         """
-        self._before("")
-        inner = RequestSecrets(self._manager, self._identity)
-        inner._outer = self
-        inner._context = self._context
-        if not self._scopes:
-            # Parked, so that a read within the block does not find the connection's own pins first.
-            self._parked = self._held, self._dynamic
+        self._before()
+        if self._beside is None:
+            self._beside = self._within()
+            # Our own pins are its from now on, so that a read within the block does not find them first.
+            self._beside._held, self._beside._dynamic = self._held, self._dynamic
             self._held, self._dynamic = {}, {}
-        self._scopes += 1
+        inner = self._within()
+        inner._outer = self
         token = _current.set(inner)
         try:
             yield inner
         finally:
-            _current.reset(token)
+            deactivate(token)
             inner.close()
-            self._scopes -= 1
-            if not self._scopes and self._parked is not None:
-                (self._held, self._dynamic), self._parked = self._parked, None
+
+    def _within(self) -> RequestSecrets:
+        """Another accessor of the same request."""
+        other = RequestSecrets(self._manager, self._identity)
+        other._context = self._context
+        return other
 
     def close(self) -> None:
         """The request has ended: give back every lease; idempotent. Further reads raise :class:`AccessorClosed`."""
@@ -261,16 +281,15 @@ class RequestSecrets:
             return
         self._closed = True
         held, self._held, self._dynamic = self._held, {}, {}
-        if self._parked is not None:
-            held = {**self._parked[0], **held}
-            self._parked = None
         if held:
-            for value in held.values():
+            for value in list(held.values()):
                 self._report_repeats(value)
-        if self._holds is not None:
-            for holds in self._holds:
+        if self._holds:
+            for holds in list(self._holds):
                 holds.give_back(self)
-            self._holds = None
+            self._holds = {}
+        if self._beside is not None:
+            self._beside.close()
 
     def _report_repeats(self, held: _Held) -> None:
         """One closing line for reads that were answered from the pin."""

@@ -214,5 +214,12 @@ class SecretCache:
         for key, flight in flights:
             flight.settle(error_for(key if isinstance(key, str) else key[0]))
 
+    def clear(self) -> None:
+        """Forget everything, at the end: no value is to outlive the manager."""
+        with self._lock:
+            self.entries.clear()
+            self._refusals.clear()
+            self._static = 0
+
     def __repr__(self) -> str:
         return f"SecretCache({len(self.entries)} entries)"

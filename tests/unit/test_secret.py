@@ -182,7 +182,7 @@ def test_no_value_is_in_a_traceback_that_prints_local_variables(secret: Secret) 
 
 
 def test_a_secret_cannot_be_pickled_in_any_protocol_nor_in_parts(secret: Secret) -> None:
-    for value in (secret, secret["deep"], secret["hosts"], {"s": secret}, [secret["hosts"][0]]):
+    for value in (secret, secret["deep"], secret["hosts"], {"s": secret}, [secret["hosts"][0]], secret["hosts"][1]):
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             with pytest.raises(TypeError, match="pickled"):
                 pickle.dumps(value, protocol)

@@ -173,6 +173,9 @@ class Engine:
             self.keeper.close(0.7 * (deadline - self._clock()))
             self.session.close(deadline - self._clock())
         self.client.close()
+        self.leases.forget()
+        self.session.forget()
+        self.cache.clear()
 
     def reject(self, secret: Secret) -> None:
         """*secret* did not work: if it is still the current one, the next reader gets another."""

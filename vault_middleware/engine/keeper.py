@@ -128,7 +128,7 @@ class Keeper:
         if granted_short(leased.issued_for, grant.lease_duration) or not grant.renewable:
             return leased.deadline if leased.holds.draining else self._rotate(leased, "its max TTL is near")
         now = self._clock()
-        return now + renewal(leased.deadline - now, self._uniform)
+        return now + self._leases.in_time(leased, renewal(leased.deadline - now, self._uniform))
 
     def _renewal_failed(
         self, leased: Leased, failure: VaultMiddlewareError, *, gone: bool, forbidden: bool

@@ -13,7 +13,7 @@ from ..errors import LeaseLimitReached
 from ..events import Emit, LeaseRotated
 from ..holds import Holds
 from ..renewal.renewer import Renewer, Task
-from ..renewal.schedule import first_renewal, renewal, rotation
+from ..renewal.schedule import first_renewal, in_time, renewal, rotation
 from ..retry import Backoff, Uniform
 from ..secret import DynamicSecret, Lease
 from ..vault.client import Reading
@@ -177,20 +177,27 @@ class Leases:
         """A proxy answered with the lease that we have: its end moves, nothing else changes."""
         left = self._left(reading)
         self.extend(leased, Lease(reading.lease_id, reading.lease_duration, reading.renewable, reading.started + left))
-        self._renewer.schedule(leased.task, self._clock() + rotation(left, self._uniform))
+        self._renewer.schedule(leased.task, self._clock() + self.in_time(leased, rotation(left, self._uniform)))
         return self._cache.entries.get(leased.path) or self._entry(leased, reading.started)
 
     def _first_due(self, leased: Leased, now: float) -> float:
         lease = leased.lease
         left = lease.deadline - now
         if lease.renewable and self.ours:
-            return min(first_renewal(lease.lease_duration, self._uniform), renewal(left, self._uniform))
-        return rotation(left, self._uniform)
+            first = min(first_renewal(lease.lease_duration, self._uniform), renewal(left, self._uniform))
+            return self.in_time(leased, first)
+        return self.in_time(leased, rotation(left, self._uniform))
+
+    def in_time(self, leased: Leased, delay: float) -> float:
+        """*delay* in seconds, or less where nothing of *leased* could be handed out by then."""
+        return in_time(delay, leased.deadline - self._clock(), self._kept_back(leased))
+
+    def _kept_back(self, leased: Leased) -> float:
+        # A lease shorter than the least validity could never be served; half of it is what can be kept back then.
+        return min(self._config.lease_min_validity, leased.lease.lease_duration / 2)
 
     def _entry(self, leased: Leased, last_read: float) -> Entry:
-        # A lease shorter than the least validity could never be served; half of it is what can be kept back then.
-        kept_back = min(self._config.lease_min_validity, leased.lease.lease_duration / 2)
-        until = leased.deadline - kept_back
+        until = leased.deadline - self._kept_back(leased)
         return Entry(
             leased.secret,
             fetched=leased.issued,
@@ -243,6 +250,11 @@ class Leases:
         idle = self._config.lease_idle_ttl
         entry = self._cache.entries.get(leased.path)
         return bool(idle) and not leased.holds and (entry is None or now - entry.last_read >= idle)
+
+    def forget(self) -> None:
+        """The manager has stopped: whatever could not be revoked ends with its own time."""
+        for leased in self.live():
+            self.end(leased)
 
     def end(self, leased: Leased) -> None:
         """*leased* is over: nothing of it is served, renewed or counted any more."""

@@ -292,6 +292,8 @@ class Reader:
 
     def _publish(self, key: Key, path: str, reading: Reading, generation: Generation) -> Entry:
         old = self._cache.entries.get(key)
+        if self._closing.is_set() and not reading.lease_id:
+            raise self.unavailable(path, "the manager is closed")
         if reading.lease_id:
             entry = self._leases.publish(path, reading, generation)
             leased = self._leases.of(entry)

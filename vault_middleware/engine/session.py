@@ -13,7 +13,7 @@ from ..config import SecretConfig
 from ..errors import AuthenticationError, VaultMiddlewareError, VaultUnavailable
 from ..events import Emit, LoggedIn, LoginFailed, TokenRenewalFailed, TokenRenewed, TokenRevoked
 from ..renewal.renewer import Renewer, Task
-from ..renewal.schedule import first_renewal, granted_short, relogin_margin, renewal, rotation
+from ..renewal.schedule import first_renewal, granted_short, in_time, relogin_margin, renewal, rotation
 from ..retry import Backoff, Uniform, for_lease, for_login
 from ..vault.client import Token, VaultClient
 
@@ -204,7 +204,7 @@ class Session:
             self.close(self._config.shutdown_timeout)
         elif token.deadline != float("inf"):
             due = first_renewal if token.renewable else renewal
-            self._renewer.schedule(new.task, self._clock() + due(left, self._uniform))
+            self._renewer.schedule(new.task, self._clock() + self._in_time(due(left, self._uniform), left))
         if old is not None:
             old.retired = True
             self.replaced(old)
@@ -272,7 +272,11 @@ class Session:
         if granted_short(asked, renewed.lease_duration):
             # The max TTL is near: the next renewal would give still less.
             return self._replace(generation) if not generation.retired else renewed.deadline
-        return self._clock() + renewal(renewed.lease_duration, self._uniform)
+        return self._clock() + self._in_time(renewal(granted, self._uniform), granted)
+
+    def _in_time(self, delay: float, left: float) -> float:
+        # The leases of a token are handed out no longer than it lives.
+        return in_time(delay, left, min(self._config.lease_min_validity, left / 2))
 
     def _renewal_failed(self, generation: Generation, failure: VaultMiddlewareError) -> float | None:
         token = generation.token
@@ -338,6 +342,12 @@ class Session:
         except VaultMiddlewareError:
             return  # it ends with its own time
         self._emit(TokenRevoked())
+
+    def forget(self) -> None:
+        """The manager has stopped: no token is kept."""
+        with self._lock:
+            self._current = None
+            self._generations.clear()
 
     def close(self, timeout: float) -> None:
         """Revoke every token of ours within *timeout* seconds; a given token is left alone."""

@@ -196,4 +196,6 @@ def rate_limit(value: object) -> tuple[float, int]:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e9 else math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e9:
+        return float(value)
+    return math.nan

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["first_renewal", "granted_short", "refresh", "relogin_margin", "renewal", "rotation"]
+__all__ = ["first_renewal", "granted_short", "in_time", "refresh", "relogin_margin", "renewal", "rotation"]
 
 Uniform = Callable[[float, float], float]
 
@@ -26,6 +26,15 @@ def renewal(duration: float, uniform: Uniform) -> float:
 def rotation(duration: float, uniform: Uniform) -> float:
     """Seconds until a lease that cannot be renewed is replaced: 70–80 % of its duration."""
     return duration * uniform(0.7, 0.8)
+
+
+def in_time(delay: float, left: float, kept_back: float) -> float:
+    """*delay*, or less where *left* seconds remain whose last *kept_back* are not handed out any more.
+
+    A tenth of the time is for the call itself. Matters for what lives a few seconds only: of a minute, the last second is
+    no part that a renewal at 77 % could miss. Never less than a quarter of *left*, and 0.1 s.
+    """
+    return min(delay, max(0.9 * left - kept_back, 0.25 * left, 0.1))
 
 
 def refresh(ttl: float, uniform: Uniform) -> float:
