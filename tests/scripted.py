@@ -8,9 +8,9 @@
         …
         assert server.requests[0].headers["x-vault-token"] == "…"
 
-A reply is a function of one :class:`Exchange`. ``answer`` keeps the connection, every other one ends it. Replies that never
-end by themselves (``drip``, ``silence``, ``endless``) end when the client goes away, with ``server.release()``, or with the
-server.
+A reply is a function of one :class:`Exchange`. ``answer`` and ``redirect`` keep the connection, every other one ends it
+(``page`` says so in a header). Replies that never end by themselves (``drip``, ``silence``, ``endless``) end when the client
+goes away, with ``server.release()``, or with the server.
 """
 
 from __future__ import annotations
@@ -102,8 +102,10 @@ def answer(body: object = None, status: int = 200, headers: Mapping[str, str] | 
 def page(data: bytes, status: int = 200, headers: Mapping[str, str] | None = None, *, keep: bool = False) -> Reply:
     """A whole answer with *data* as its body, whatever that is."""
 
+    shown = {"Content-Length": str(len(data)), **({} if keep else {"Connection": "close"}), **(headers or {})}
+
     def reply(exchange: Exchange) -> None:
-        exchange.send(_head(status, {"Content-Length": str(len(data)), **(headers or {})}) + data)
+        exchange.send(_head(status, shown) + data)
         exchange.keep = keep
 
     return reply
@@ -202,6 +204,7 @@ class ScriptedServer:
         self.requests: list[Recorded] = []
         self._replies: dict[str, list[Reply]] = {}
         self._lock = threading.Lock()
+        self._gone = threading.Condition(self._lock)
         self._context = None if tls is None else _server_context(tls, client_authority)
         self._client_authority = client_authority
         self._released = threading.Event()
@@ -238,6 +241,11 @@ class ScriptedServer:
     def to(self, path: str) -> list[Recorded]:
         """The requests to *path*, so far."""
         return [request for request in self.requests if request.path == path]
+
+    def wait_until_idle(self) -> None:
+        """Wait until the server has closed every connection."""
+        with self._gone:
+            assert self._gone.wait_for(lambda: not self._connections, _WAIT), "a connection stays open"
 
     def _reply(self, request: Recorded) -> Reply:
         with self._lock:
@@ -307,9 +315,10 @@ class ScriptedServer:
                 else:
                     self._over_tls(self._context, connection, number)
         finally:
+            connection.close()
             with self._lock:
                 del self._connections[number]
-            connection.close()
+                self._gone.notify_all()
 
     def _over_tls(self, context: ssl.SSLContext, connection: socket.socket, number: int) -> None:
         if connection.recv(1, socket.MSG_PEEK) != b"\x16":  # no handshake: what a server in Go says

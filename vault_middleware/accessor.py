@@ -133,7 +133,7 @@ class RequestSecrets:
             held.repeat()
             self._hit()
             return held.secret  # type: ignore[return-value]
-        if (inner := self._before(path)) is not None:
+        if (inner := self._before()) is not None:
             return inner.get_dynamic_secret(path, timeout=timeout)
         return self._keep(path, self._manager.gate.read(path, True, False, timeout, self))  # type: ignore[return-value]
 
@@ -158,7 +158,7 @@ class RequestSecrets:
             held.repeat()
             self._hit()
             return held.secret  # type: ignore[return-value]
-        if (inner := self._before(path)) is not None:
+        if (inner := self._before()) is not None:
             return await inner.aget_dynamic_secret(path, timeout=timeout)
         return self._keep(path, await self._manager.gate.aread(path, True, False, timeout, self))  # type: ignore[return-value]
 
@@ -171,8 +171,7 @@ class RequestSecrets:
             inner.reject(secret)
             return
         for key, held in list(self._held.items()):
-            if held.secret.path == secret.path:
-                self._held.pop(key, None)
+            if held.secret.path == secret.path and self._held.pop(key, None) is not None:
                 self._report_repeats(held)
         self._dynamic.pop(secret.path, None)
         self._manager.reject(secret)
@@ -204,10 +203,13 @@ class RequestSecrets:
 
     def _keep(self, key: Key, entry: Entry, fresh: bool = False) -> Secret:
         """Pin *entry* for the rest of the request, unless another thread of it has pinned a valid one meanwhile."""
+        if self._beside is not None:  # a scope was opened meanwhile
+            return self._beside._keep(key, entry, fresh)
         held = _Held(entry)
         before = self._held.setdefault(key, held)
         if before is not held:
-            if not fresh and self._clock() < before.until:
+            same_kind = (before.entry.holds is None) is (entry.holds is None)
+            if same_kind and not fresh and self._clock() < before.until:
                 return before.secret
             self._held[key] = held
             self._report_repeats(before)
@@ -240,10 +242,6 @@ class RequestSecrets:
         if self._closed:  # it ended meanwhile, in another thread
             holds.give_back(self)
             self._before()
-
-    def leave(self, holds: Holds) -> None:
-        """Give a lease back at once."""
-        holds.give_back(self)
 
     # -- the end
 
@@ -281,13 +279,12 @@ class RequestSecrets:
             return
         self._closed = True
         held, self._held, self._dynamic = self._held, {}, {}
-        if held:
-            for value in list(held.values()):
-                self._report_repeats(value)
         if self._holds:
             for holds in list(self._holds):
                 holds.give_back(self)
-            self._holds = {}
+        if held:
+            for value in list(held.values()):
+                self._report_repeats(value)
         if self._beside is not None:
             self._beside.close()
 

@@ -135,20 +135,40 @@ class VaultMiddleware:
             await send({"type": "lifespan.startup.failed", "message": f"{type(failure).__name__}: {failure}"})
             return
         scope.setdefault("state", {})["secrets_manager"] = self.manager
-        try:
-            await self.app(scope, receive, self._closing_first(send))
-        finally:
-            await self._stop()
+        asked = begun = False
 
-    def _closing_first(self, send: Send) -> Send:
-        """The manager is closed before the server hears that the shut-down is complete: it may end the process then."""
+        async def receiving() -> Message:
+            nonlocal asked
+            asked = True
+            return await receive()
 
         async def sending(message: Message) -> None:
-            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
+            nonlocal begun
+            if message["type"] == "lifespan.startup.complete":
+                begun = True
+            else:  # the manager is closed before the server hears of the end: it may end the process then
                 await self._stop()
             await send(message)
 
-        return sending
+        try:
+            await self.app(scope, receiving, sending)
+        except Exception:
+            if asked:
+                raise
+        finally:
+            # Where the start ended in a mere exception, some servers go on without a lifespan, and so do we.
+            if begun:
+                await self._stop()
+        if not asked:
+            await self._lifespan_alone(receive, send)
+
+    async def _lifespan_alone(self, receive: Receive, send: Send) -> None:
+        """The application inside knows no lifespan: its server hears of ours."""
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._stop()
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _stop(self) -> None:
         if self._owns_manager and self.manager.started:

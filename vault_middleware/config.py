@@ -136,7 +136,7 @@ class SecretConfig:
     role_id: str | None = _setting(_credential, "", "the role id of the method `approle`", secret=True)
     secret_id: str | None = _setting(_credential, "", "the secret id of the method `approle`", secret=True)
     secret_id_file: str | None = _setting(
-        _file, "", "the file with the secret id, read at every log-in; it goes before VAULT_SECRET_ID"
+        _file, "", "the file with the secret id, read at every log-in, where VAULT_SECRET_ID is not set"
     )
     token: str | None = _setting(
         parsing.optional(parsing.token), "", "the token of the method `token`; never revoked", secret=True

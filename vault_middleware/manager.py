@@ -47,9 +47,6 @@ class _Outside:
     def take(self, holds: Holds) -> None:
         holds.unbounded = True
 
-    def leave(self, holds: Holds) -> None:
-        """Nothing was taken."""
-
 
 class SecretsManager:
     """The secrets of one application: read, cached, renewed, rotated, audited and counted.
@@ -160,10 +157,11 @@ class SecretsManager:
             What closes it, for the log and the audit line.
         """
         with self._lock:
-            if not self._started or self._closed:
-                return
-            self._started, self._closed = False, True
+            started, self._started = self._started, False
+            self._closed = True  # also where it was never started: a late reader must not start it then
             engine = self._engine
+        if not started:
+            return
         self._exits.remove()
         try:
             engine.stop(self.config.shutdown_timeout)

@@ -45,7 +45,7 @@ class _FrozenDict(dict[str, Any]):
     def __repr__(self) -> str:
         return "{" + ", ".join(f"{key!r}: {MASK}" for key in self) + "}"
 
-    __str__ = __repr__
+    __str__ = __sentry_repr__ = __repr__
 
     def __copy__(self) -> _FrozenDict:
         return self
@@ -63,7 +63,16 @@ class _FrozenList(tuple[Any, ...]):
     def __repr__(self) -> str:
         return f"[{MASK} × {len(self)}]" if self else "[]"
 
-    __str__ = __repr__
+    __str__ = __sentry_repr__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == (tuple(other) if isinstance(other, list) else other)
+
+    __hash__ = tuple.__hash__
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return _FrozenList(found) if isinstance(index, slice) else found
 
     def __copy__(self) -> _FrozenList:
         return self
@@ -123,6 +132,10 @@ class Secret(Mapping[str, Any]):
     def __repr__(self) -> str:
         version = "" if self.version is None else f", version={self.version}"
         return f"{type(self).__name__}({self.path!r}{version}, keys={sorted(self)})"
+
+    def __sentry_repr__(self) -> str:
+        """For error reporters that would walk a mapping instead of printing it."""
+        return repr(self)
 
     __setattr__ = __delattr__ = _refuse
     __reduce_ex__ = _refuse_pickle

@@ -14,8 +14,8 @@ __all__ = ["ASGIIdentity", "WSGIIdentity", "error_response"]
 #: What a request id from outside may look like; anything else is replaced, because it travels in a header to Vault.
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-#: The trace id of a W3C ``traceparent``: version, 32 hex digits, parent id, flags.
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+#: The trace id of a W3C ``traceparent``: version, 32 hex digits, parent id, flags; all zeros is none.
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 #: What a client is asked to wait before it tries again, in seconds.
 RETRY_AFTER = 5
@@ -93,8 +93,9 @@ class WSGIIdentity:
 
     @property
     def place(self) -> tuple[str, str]:
-        """The path below the server's root."""
-        return "path", self._environ.get("SCRIPT_NAME", "") + self._environ.get("PATH_INFO", "")
+        """The path below the server's root; WSGI has its bytes as Latin-1, whatever they are."""
+        path: str = self._environ.get("SCRIPT_NAME", "") + self._environ.get("PATH_INFO", "")
+        return "path", path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def error_response(error: VaultMiddlewareError) -> tuple[int, list[tuple[str, str]], bytes]:

@@ -48,7 +48,8 @@ class VaultWSGIMiddleware:
         token = activate(secrets)
         failure: VaultMiddlewareError
         try:
-            return _Body(self.app(environ, start_response), secrets, token)
+            body = self.app(environ, start_response)
+            return _Body(body, secrets, token, start_response if self._handle_errors else None)
         except VaultMiddlewareError as error:
             _end(secrets, token)
             if not self._handle_errors:
@@ -57,10 +58,17 @@ class VaultWSGIMiddleware:
         except BaseException:
             _end(secrets, token)
             raise
-        _log.error("a request failed: %s", failure)
-        status, headers, body = error_response(failure)
-        start_response(f"{status} {HTTPStatus(status).phrase}", headers)
-        return [body]
+        return [_answer(failure, start_response)]
+
+
+def _answer(failure: VaultMiddlewareError, start_response: StartResponse) -> bytes:
+    """Begin the response that *failure* becomes, and give its body; where another one has been sent, the server raises."""
+    _log.error("a request failed: %s", failure)
+    status, headers, body = error_response(failure)
+    assert failure.__traceback__ is not None  # it was caught
+    raised = type(failure), failure, failure.__traceback__
+    start_response(f"{status} {HTTPStatus(status).phrase}", headers, raised)
+    return body
 
 
 def _end(secrets: RequestSecrets, token: Token[RequestSecrets]) -> None:
@@ -71,15 +79,32 @@ def _end(secrets: RequestSecrets, token: Token[RequestSecrets]) -> None:
 class _Body:
     """The response's body, whose end is the end of the request: the server calls ``close`` when it has been sent."""
 
-    __slots__ = ("_body", "_secrets", "_token")
+    __slots__ = ("_body", "_secrets", "_start_response", "_token")
 
-    def __init__(self, body: Iterable[bytes], secrets: RequestSecrets, token: Token[RequestSecrets]) -> None:
+    def __init__(
+        self,
+        body: Iterable[bytes],
+        secrets: RequestSecrets,
+        token: Token[RequestSecrets],
+        start_response: StartResponse | None = None,
+    ) -> None:
         self._body = body
         self._secrets = secrets
         self._token = token
+        self._start_response = start_response
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._body)
+        return iter(self._body) if self._start_response is None else self._answering_errors(self._start_response)
+
+    def _answering_errors(self, start_response: StartResponse) -> Iterator[bytes]:
+        """The body; an error of ours in it becomes the response, unless the server has sent something already."""
+        failure: VaultMiddlewareError
+        try:
+            yield from self._body
+            return
+        except VaultMiddlewareError as error:
+            failure = error
+        yield _answer(failure, start_response)
 
     def close(self) -> None:
         """Close the body, and then the accessor, whatever the body's own close does."""

@@ -1,18 +1,39 @@
-"""What several of these tests need: managers on a stack, what the server was really asked, and waiting for a fact."""
+"""What several of these tests need: managers on a stack, what it was really asked, and servers as real processes."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+import json
+import os
+import socket
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import httpx
 from prometheus_client import CollectorRegistry
 
+from tests.waiting import eventually, in_threads
 from vault_middleware import SecretConfig, SecretsManager
 from vault_middleware.devstack import DevStack
 
-T = TypeVar("T")
+__all__ = [
+    "DYNAMIC",
+    "JWT",
+    "STATIC",
+    "Running",
+    "answers",
+    "asked",
+    "eventually",
+    "free_port",
+    "in_threads",
+    "running",
+    "serve",
+    "settings",
+]
 
 DYNAMIC = "database/creds/api-gateway"
 STATIC = "api-gateway/api-key"
@@ -45,35 +66,72 @@ def _full(line: dict[str, Any]) -> str:
     return f"{namespace}{line['request']['path']}"
 
 
-def eventually(happened: Callable[[], T], what: str, seconds: float = 20.0) -> T:
-    """Poll until *happened* gives something true."""
-    pause = threading.Event()
-    for _ in range(int(seconds / 0.02)):
-        if result := happened():
-            return result
-        pause.wait(0.02)
-    raise AssertionError(f"waited in vain for {what}")
+# -- servers as real processes
 
 
-def in_threads(number: int, work: Callable[[int], T]) -> list[T]:
-    """What *work* gives for 0 … *number*-1, on as many threads that start together; the first error is raised."""
-    results: dict[int, T] = {}
-    errors: list[BaseException] = []
-    together = threading.Barrier(number)
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
-    def run(index: int) -> None:
+
+@dataclass
+class Running:
+    """A server's process, and where its audit lines and its own words go."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    audit: Path
+    log: Path
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """The audit lines about *event*, so far."""
+        if not self.audit.exists():
+            return []
+        every = [json.loads(text) for text in self.audit.read_text().splitlines()]
+        return [line for line in every if line["event"] == event]
+
+
+@contextlib.contextmanager
+def serve(command: tuple[str, ...], stack: DevStack, folder: Path, *, root: Path, **more: str) -> Iterator[Running]:
+    """*command* in the folder *root*, with a free port for its ``{port}`` and the environment of *stack* and *more*."""
+    port = free_port()
+    audit, log = folder / "audit.jsonl", folder / "server.log"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("VAULT_", "BAO_"))}
+    environ = {
+        **clean,
+        **stack.environ,
+        "VAULT_AUDIT_LOG": str(audit),
+        "DATABASE_HOST": stack.postgres.host,
+        "DATABASE_PORT": str(stack.postgres.port),
+        "PYTHONPATH": str(root),
+        **more,
+    }
+    script, *arguments = (part.format(port=port) for part in command)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(Path(sysconfig.get_path("scripts"), script)), *arguments],
+            env=environ,
+            cwd=root,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield Running(process, f"http://127.0.0.1:{port}", audit, log)
+    finally:
+        process.terminate()
         try:
-            together.wait(20)
-            results[index] = work(index)
-        except BaseException as error:
-            errors.append(error)
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
-    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(number)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    if errors:
-        raise errors[0]
-    assert len(results) == number, "a thread hangs"
-    return [results[index] for index in range(number)]
+
+def answers(running: Running, path: str = "/pid") -> bool:
+    """Whether the server answers at all; fails where it has ended."""
+    if running.process.poll() is not None:
+        raise AssertionError(f"the server ended by itself:\n{running.log.read_text()}")
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{running.url}{path}", trust_env=False).status_code < 500
+    return False

@@ -104,7 +104,15 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10
         page(b'{"data": '),
         page(b"[]"),
     ],
-    ids=["never", "drips its body", "drips its headers", "cuts", "sends a page", "sends half an object", "sends a list"],
+    ids=[
+        "never",
+        "drips its body",
+        "drips its headers",
+        "cuts",
+        "sends a page",
+        "sends half an object",
+        "sends a list",
+    ],
 )
 def test_a_getter_ends_within_its_budget_whatever_the_server_does(misbehaviour: Reply) -> None:
     with ScriptedServer() as server:

@@ -108,7 +108,9 @@ def test_a_hostile_path_is_refused_before_a_request_is_sent_by_both_getters(path
         assert len(stack.bao.audit_log()) == before
 
 
-@pytest.mark.parametrize("tenant", ["../api-gateway/api-key", "%2e%2e/api-gateway/api-key", "..\\x", "a/../../x", "?a", "#"])
+@pytest.mark.parametrize(
+    "tenant", ["../api-gateway/api-key", "%2e%2e/api-gateway/api-key", "..\\x", "a/../../x", "?a", "#"]
+)
 def test_a_hostile_tenant_reaches_nothing_outside_its_prefix(tenant: str, stack: DevStack) -> None:
     with running(stack) as manager:
         before = len(stack.bao.audit_log())
@@ -117,7 +119,9 @@ def test_a_hostile_tenant_reaches_nothing_outside_its_prefix(tenant: str, stack:
         assert len(stack.bao.audit_log()) == before
 
 
-@pytest.mark.parametrize("tenant", ["blue", "with space", "ünïcode", "a+b", "a;b", "a:b@c", "a&b=c", "%".replace("%", "$")])
+@pytest.mark.parametrize(
+    "tenant", ["blue", "with space", "ünïcode", "a+b", "a;b", "a:b@c", "a&b=c", "%".replace("%", "$")]
+)
 def test_an_unusual_but_harmless_tenant_is_read_below_the_prefix(tenant: str, stack: DevStack) -> None:
     with running(stack) as manager:
         with pytest.raises(SecretNotFound):

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import signal
-import socket
-import subprocess
-import sysconfig
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from vault_middleware.devstack import DevStack
+
+from .support import answers, eventually, serve
 
 HERE = Path(__file__).parent
 PATIENCE = 30.0
@@ -49,71 +43,6 @@ SERVERS = [
     Server("granian ASGI", (*GRANIAN, "--interface", "asgi", "gateways:asgi"), "lifespan"),
     Server("granian WSGI", (*GRANIAN, "--interface", "wsgi", "gateways:wsgi"), "finalize"),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@dataclass
-class Running:
-    process: subprocess.Popen[bytes]
-    url: str
-    audit: Path
-    log: Path
-
-    def lines(self, event: str) -> list[dict[str, Any]]:
-        if not self.audit.exists():
-            return []
-        every = [json.loads(text) for text in self.audit.read_text().splitlines()]
-        return [line for line in every if line["event"] == event]
-
-
-@contextlib.contextmanager
-def serve(server: Server, stack: DevStack, folder: Path, **more: str) -> Iterator[Running]:
-    port = free_port()
-    audit, log = folder / "audit.jsonl", folder / "server.log"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("VAULT_", "BAO_"))}
-    environ = {
-        **clean,
-        **stack.environ,
-        "VAULT_AUDIT_LOG": str(audit),
-        "DATABASE_HOST": stack.postgres.host,
-        "DATABASE_PORT": str(stack.postgres.port),
-        "PYTHONPATH": str(HERE),
-        **more,
-    }
-    script, *arguments = (part.format(port=port) for part in server.command)
-    command = [str(Path(sysconfig.get_path("scripts"), script)), *arguments]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environ, cwd=HERE, stdout=output, stderr=output)
-    try:
-        yield Running(process, f"http://127.0.0.1:{port}", audit, log)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-
-def wait_for(happened: Any, what: str, patience: float = PATIENCE) -> Any:
-    """Poll a real condition until it holds."""
-    pause = threading.Event()
-    for _ in range(int(patience / 0.05)):
-        if result := happened():
-            return result
-        pause.wait(0.05)
-    raise AssertionError(f"waited in vain for {what}")
-
-
-def answers(running: Running) -> bool:
-    if running.process.poll() is not None:
-        raise AssertionError(f"the server ended by itself:\n{running.log.read_text()}")
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{running.url}/pid", trust_env=False).status_code == 200
-    return False
 
 
 class Load:
@@ -161,8 +90,8 @@ class Load:
 def test_a_stop_under_load_leaves_no_lease_and_no_database_user(
     server: Server, stack: DevStack, tmp_path: Path
 ) -> None:
-    with serve(server, stack, tmp_path) as running:
-        wait_for(lambda: answers(running), "the server to answer")
+    with serve(server.command, stack, tmp_path, root=HERE) as running:
+        eventually(lambda: answers(running), "the server to answer", PATIENCE)
         load = Load(running.url)
         try:
             load.wait_for_requests(60)
@@ -176,16 +105,16 @@ def test_a_stop_under_load_leaves_no_lease_and_no_database_user(
         stops = running.lines("stop")
         assert {line["hook"] for line in stops} == {server.hook}, running.log.read_text()
         assert {line["pid"] for line in stops} == {line["pid"] for line in running.lines("start")}
-        wait_for(lambda: not stack.leases(), "the leases to be revoked", 5)
-        wait_for(lambda: not stack.postgres.users(), "the database users to go", 5)
+        eventually(lambda: not stack.leases(), "the leases to be revoked", 5)
+        eventually(lambda: not stack.postgres.users(), "the database users to go", 5)
 
 
 @pytest.mark.parametrize("server", [server for server in SERVERS if server.hook != "lifespan"], ids=str)
 def test_without_its_hook_the_lease_stays_and_this_would_be_seen(
     server: Server, stack: DevStack, tmp_path: Path
 ) -> None:
-    with serve(server, stack, tmp_path, TEST_WITHOUT_HOOKS="1") as running:
-        wait_for(lambda: answers(running), "the server to answer")
+    with serve(server.command, stack, tmp_path, root=HERE, TEST_WITHOUT_HOOKS="1") as running:
+        eventually(lambda: answers(running), "the server to answer", PATIENCE)
         assert httpx.get(f"{running.url}/who", trust_env=False, timeout=20).text.startswith("v-")
         left = set(stack.leases())
         running.process.send_signal(signal.SIGTERM)
@@ -200,7 +129,7 @@ def test_without_its_hook_the_lease_stays_and_this_would_be_seen(
 def test_a_wrong_variable_stops_the_start_with_the_error_that_names_it(
     server: Server, stack: DevStack, tmp_path: Path
 ) -> None:
-    with serve(server, stack, tmp_path, VAULT_CLIENT_TIMEOUT="soon") as running:
+    with serve(server.command, stack, tmp_path, root=HERE, VAULT_CLIENT_TIMEOUT="soon") as running:
         assert running.process.wait(PATIENCE) != 0
         said = running.log.read_text()
         assert "ConfigurationError" in said

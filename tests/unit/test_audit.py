@@ -424,7 +424,7 @@ def test_buffered_a_writer_that_hangs_costs_a_reader_no_more_than_the_budget() -
     queue.put(0)
     assert entered.wait(WAIT)
     queue.put(1)
-    with pytest.raises(AuditError, match="its writer is not done in time"):
+    with pytest.raises(AuditError, match="not written off in time; see that whoever takes them keeps up"):
         queue.put(2)
     hang.set()
     sink.wait_for(2)

@@ -135,7 +135,7 @@ def test_kv_v1_is_read_as_it_is_and_its_cache_hint_is_no_lease(server: ScriptedS
 
 def test_a_version_where_none_are_kept_is_refused_instead_of_ignored(server: ScriptedServer, make: Make) -> None:
     server.on(f"{QUESTION}app/key", KV1)
-    assert "keeps no versions" in fails(SecretNotFound, lambda: read(make(), version=2))
+    assert "has no versions" in fails(SecretNotFound, lambda: read(make(), version=2))
     assert server.to("/v1/lotabots/app/key") == []
 
 

@@ -375,11 +375,13 @@ def test_approle_shows_role_id_and_secret_id(server: ScriptedServer, make: Make,
     file.write_text("of-the-file\n", encoding="ascii")
     make(auth_method="approle", role_id="r", secret_id=SECRET_ID)(LONG)
     make(auth_method="approle", role_id="r")(LONG)
-    login = make(auth_method="approle", role_id="r", secret_id=SECRET_ID, secret_id_file=str(file))
+    make(auth_method="approle", role_id="r", secret_id=SECRET_ID, secret_id_file=str(tmp_path / "not-there"))(LONG)
+    login = make(auth_method="approle", role_id="r", secret_id_file=str(file))
     login(LONG)
     assert [request.json for request in server.to(path)] == [
         {"role_id": "r", "secret_id": SECRET_ID},
         {"role_id": "r", "secret_id": None},
+        {"role_id": "r", "secret_id": SECRET_ID},
         {"role_id": "r", "secret_id": "of-the-file"},
     ]
     file.unlink()

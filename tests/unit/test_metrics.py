@@ -375,17 +375,18 @@ def test_in_multiprocess_mode_gauges_add_up_and_the_earliest_time_of_live_proces
     seen = run_multiprocess(
         tmp_path,
         """
-        def work():
+        def work(ended):
             child = Owner()
-            state(metrics, child, leases_active=2, token_ttl=-1e6)
-        dead, live = in_child(work), in_child(work)
+            state(metrics, child, leases_active=2, token_ttl=-ended)
+        dead, live = in_child(lambda: work(1e8)), in_child(lambda: work(1e6))
         mark_process_dead(dead)
         own = Owner()
         state(metrics, own, leases_active=3, token_ttl=60.0)
         """,
     )
     assert seen["vault_leases_active"] == 5
-    assert 0 < seen["vault_token_expiry_timestamp_seconds"] < seen["vault_renewer_heartbeat_timestamp_seconds"]
+    ended = seen["vault_renewer_heartbeat_timestamp_seconds"] - seen["vault_token_expiry_timestamp_seconds"]
+    assert 0.9e6 < ended < 1.1e6
     assert seen["vault_lease_soonest_expiry_timestamp_seconds"] == INF
     assert seen["vault_server_up"] == 1
 

@@ -102,9 +102,10 @@ def test_a_connection_is_used_again(server: ScriptedServer, make: Make) -> None:
 
 
 def test_a_connection_that_the_server_has_closed_meanwhile_is_replaced(server: ScriptedServer, make: Make) -> None:
-    server.on(PATH, page(b"{}"), answer({}))  # the first one closes without saying so
+    server.on(PATH, raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"), answer({}))  # closes without saying so
     transport = make(server)
     ask(transport)
+    server.wait_until_idle()
     assert ask(transport).status == 200
     assert server.connections == 2
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +125,13 @@ def test_the_proxy_of_the_settings_is_used(server: ScriptedServer, make: Make) -
     assert request.headers["proxy-authorization"].startswith("Basic ")
 
 
+def test_a_dripping_proxy_cannot_hold_a_call(server: ScriptedServer, make: Make) -> None:
+    server.on("*", drip(b"HTTP/1.1 200 OK\r\n", b"X-Filler: 1\r\n"))
+    for scheme in ("http", "https"):
+        assert "VAULT_" in failure(make(f"{scheme}://vault.invalid:8200", proxy_addr=server.url), SHORT)
+    assert len(server.requests) == 2
+
+
 def test_a_proxy_that_refuses_the_connection_is_what_the_message_names(make: Make) -> None:
     with ScriptedServer() as gone:
         pass
@@ -183,6 +192,27 @@ def test_a_name_that_does_not_resolve_says_so(make: Make) -> None:
     message = failure(make("http://vault.invalid:8200"))
     assert "does not resolve" in message
     assert "DNS" in message
+
+
+def test_an_address_of_a_name_that_does_not_answer_leaves_time_for_the_next(
+    server: ScriptedServer, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.on(PATH, answer({"ok": 1}))
+    with contextlib.ExitStack() as opened:
+        # A listener that accepts nobody, with its queue full: to connect there takes for ever.
+        deaf = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = opened.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        addresses = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+            for port in (deaf.getsockname()[1], server.port)
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_: addresses)
+        assert ask(make("http://vault.example:8200"), 1.0).body == {"ok": 1}
+        del addresses[1]
+        assert "in time" in failure(make("http://vault.example:8200"), SHORT)
 
 
 def test_a_host_that_no_name_can_be_is_an_error_of_ours(make: Make) -> None:

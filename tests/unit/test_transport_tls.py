@@ -74,9 +74,18 @@ def test_an_unknown_authority_is_refused_before_the_token_is_sent(
     assert server.requests == []
 
 
-def test_an_authority_of_the_settings_is_not_mixed_with_those_of_the_system(server: ScriptedServer, make: Make) -> None:
+def test_without_an_authority_in_the_settings_a_private_one_is_not_trusted(server: ScriptedServer, make: Make) -> None:
     assert "signed by nobody we trust" in failure(make(server))
     assert server.requests == []
+
+
+def test_the_authorities_that_requests_brings_are_not_mixed_with_those_of_the_settings(
+    server: ScriptedServer, make: Make, authority: Authority, other: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", authority.path)
+    monkeypatch.setattr("requests.utils.DEFAULT_CA_BUNDLE_PATH", authority.path)
+    assert "set VAULT_CACERT" in failure(make(server, cacert=other.path))
+    assert ask(make(server)).body == {"ok": 1}  # they serve where the settings name none
 
 
 def test_an_authority_from_the_environment_of_requests_is_not_trusted(

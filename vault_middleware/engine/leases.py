@@ -99,6 +99,10 @@ class Leases:
         """The lease behind *entry*, if it has one that has not ended."""
         return None if entry is None or entry.holds is None else self._live.get(entry.holds)
 
+    def current(self, path: str) -> Leased | None:
+        """The lease that is served for *path*, if there is one."""
+        return self.of(self._cache.entries.get(path))
+
     # -- the bound
 
     def reserve(self, path: str) -> None:
@@ -133,7 +137,10 @@ class Leases:
         if previous is not None and previous.lease.lease_id == reading.lease_id:
             return self._same_again(previous, reading)
         leased = self._enter(path, reading, generation)
-        entry = self._entry(leased, reading.started if old is None else max(old.last_read, reading.started))
+        if old is not None and previous is not None and old.fetched > reading.started:
+            leased.holds.drain()  # a later fetch has overtaken this one: nobody is to have it
+            return old
+        entry = self._entry(leased, reading.started if old is None else old.last_read)
         previous = self.of(self._cache.put(path, entry))
         now = self._clock()
         self._renewer.schedule(leased.task, now + self._first_due(leased, now))
@@ -181,16 +188,22 @@ class Leases:
         return self._cache.entries.get(leased.path) or self._entry(leased, reading.started)
 
     def _first_due(self, leased: Leased, now: float) -> float:
+        if leased.generation.retired or leased.generation.dead:
+            return 0.0  # that happened while it was fetched, so nobody else has it issued again
         lease = leased.lease
-        left = lease.deadline - now
+        left = leased.expires - now
         if lease.renewable and self.ours:
             first = min(first_renewal(lease.lease_duration, self._uniform), renewal(left, self._uniform))
             return self.in_time(leased, first)
         return self.in_time(leased, rotation(left, self._uniform))
 
     def in_time(self, leased: Leased, delay: float) -> float:
-        """*delay* in seconds, or less where nothing of *leased* could be handed out by then."""
-        return in_time(delay, leased.deadline - self._clock(), self._kept_back(leased))
+        """*delay* in seconds, or less where nothing of *leased* could be handed out by then.
+
+        Where its token's end cuts it short it is the session's turn: renewing or replacing it would not help.
+        """
+        now = self._clock()
+        return min(in_time(delay, leased.expires - now, self._kept_back(leased)), leased.deadline - now)
 
     def _kept_back(self, leased: Leased) -> float:
         # A lease shorter than the least validity could never be served; half of it is what can be kept back then.

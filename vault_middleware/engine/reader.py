@@ -29,7 +29,7 @@ from .breaker import PATIENCE, Breaker
 from .keeper import Keeper
 from .leases import Leases
 from .session import Generation, Session
-from .statics import Statics
+from .statics import Statics, same_values
 
 __all__ = ["Reader"]
 
@@ -79,6 +79,7 @@ class Reader:
         self._callbacks = callbacks
         self._closing = closing
         self._ailing: dict[Key, float] = {}
+        self._last: dict[str, Secret] = {}  # of each leased path, also when its lease is over
         keeper.replace = self.refresh
         statics.fetch = self.refresh
 
@@ -194,7 +195,7 @@ class Reader:
 
     def _check(self, key: Key) -> str:
         """The path of *key*; refused where it is malformed, or not on the list of those that may be read at all."""
-        path, version = (key, 1) if isinstance(key, str) else key
+        path, version = key if isinstance(key, tuple) else (key, 1)
         path = validate(path)
         if type(version) is not int or version < 1:  # a bool is no version
             raise InvalidSecretPath(
@@ -239,7 +240,8 @@ class Reader:
         """Remember a refusal; what was cached before is not served against the server's word."""
         now = self._clock()
         if isinstance(outcome, SecretUnavailable):
-            self._ailing[key] = now + AILING
+            if key in self._cache.entries:  # for a stale value only; so hostile names take no memory
+                self._ailing[key] = now + AILING
             return
         self._ailing.pop(key, None)
         if isinstance(outcome, SecretNotFound | SecretAccessDenied):
@@ -251,20 +253,24 @@ class Reader:
 
     def _fetch(self, key: Key, path: str, correlation_id: str | None) -> Entry:
         deadline = self._clock() + self._config.request_timeout
-        generation = self._session.get(self._left(deadline))
-        reading: Reading | None = None
-        for attempt in (1, 2):
-            try:
-                reading = self._read(key, path, generation, deadline, correlation_id)
-                break
-            except Forbidden as answer:
-                denied = self._client.denied(path, answer.mount)
+        again = False
+        while True:
+            if self._closing.is_set():
+                raise self.unavailable(path, "the manager is closed")
+            entry = self._cache.entries.get(key)
+            static = entry is not None and entry.holds is None
+            lasting = 0.0 if static else 2 * self._config.lease_min_validity
+            with self._session.lend(self._left(deadline), lasting=lasting) as generation:
+                try:
+                    reading = self._read(key, path, generation, deadline, correlation_id)
+                except Forbidden as answer:
+                    denied = self._client.denied(path, answer.mount)
+                else:
+                    return self._publish(key, path, reading, generation)
             # The same 403 means "policy" and "no such token": only the server can tell them apart.
-            if attempt == 2 or self._session.is_valid(generation, self._left(deadline)):
+            if again or self._session.is_valid(generation, self._left(deadline)):
                 raise denied
-            generation = self._session.get(self._left(deadline))
-        assert reading is not None
-        return self._publish(key, path, reading, generation)
+            again = True
 
     def _left(self, deadline: float) -> float:
         return max(FLOOR, min(deadline - self._clock(), self._config.request_timeout))
@@ -275,7 +281,7 @@ class Reader:
         """Ask the server; a path that may make a lease takes its place among them first."""
         mount = self._client.mount_of(path, generation.token, self._left(deadline))
         entry = self._cache.entries.get(key)
-        new = mount.kv_version is None and (entry is None or entry.holds is None)
+        new = mount.kv_version is None and entry is None
         if new:
             self._leases.reserve(path)
         try:
@@ -294,14 +300,18 @@ class Reader:
         old = self._cache.entries.get(key)
         if self._closing.is_set() and not reading.lease_id:
             raise self.unavailable(path, "the manager is closed")
+        before = None if old is None else old.secret
         if reading.lease_id:
             entry = self._leases.publish(path, reading, generation)
             leased = self._leases.of(entry)
             if self._closing.is_set() and leased is not None:
                 self._keeper.disown(leased)
+                raise self.unavailable(path, "the manager is closed")
+            # An entry goes with its lease, but whoever is told of changes may still use what it held.
+            before, self._last[path] = self._last.get(path, before), entry.secret
         else:
             entry = self._statics.publish(key, path, reading, old)
-        if old is not None and old is not entry and old.secret != entry.secret:
+        if before is not None and not same_values(before, entry.secret, reading):
             self._tell(path, entry.secret)
         return entry
 
@@ -324,6 +334,10 @@ class Reader:
         outcome = self._wait(flight, self._clock() + self._config.request_timeout)
         path = key if isinstance(key, str) else key[0]
         return outcome if outcome is not None else self.unavailable(path, "the server did not answer in time")
+
+    def forget(self) -> None:
+        """The manager has stopped: no value is kept."""
+        self._last.clear()
 
     def wake(self) -> None:
         """The server answers again: no path is passed over any more."""

@@ -4,50 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TypeVar
 
 from ..config import SecretConfig
 from ..errors import AuthenticationError, VaultMiddlewareError, VaultUnavailable
 from ..events import Emit, LoggedIn, LoginFailed, TokenRenewalFailed, TokenRenewed, TokenRevoked
 from ..renewal.renewer import Renewer, Task
 from ..renewal.schedule import first_renewal, granted_short, in_time, relogin_margin, renewal, rotation
-from ..retry import Backoff, Uniform, for_lease, for_login
+from ..retry import Uniform, for_lease, for_login
 from ..vault.client import Token, VaultClient
-
-if TYPE_CHECKING:
-    from .leases import Leased
+from .generation import Generation
 
 __all__ = ["Generation", "Session"]
 
 T = TypeVar("T")
 
 _FAULT = "a call to the server ended in a fault of this package; please report what the log says about it"
-
-
-class Generation:
-    """One log-in of ours: its token as last renewed, and the leases that were made with it and still live.
-
-    Attributes
-    ----------
-    retired : bool
-        A newer generation has taken over; this one is kept for the sake of its leases, and revoked after the last.
-    dead : bool
-        The server does not know the token any more; its leases are gone with it.
-    """
-
-    __slots__ = ("backoff", "dead", "leases", "renewed", "retired", "task", "token")
-
-    def __init__(self, token: Token) -> None:
-        self.token = token
-        self.leases: set[Leased] = set()
-        self.renewed = False
-        self.retired = False
-        self.dead = False
-        self.backoff: Backoff | None = None
-        self.task: Task | None = None
 
 
 class Session:
@@ -104,8 +81,11 @@ class Session:
         """Why the last log-in failed, if the one after it has not succeeded yet."""
         return self._failure
 
-    def get(self, timeout: float) -> Generation:
+    def get(self, timeout: float, *, lasting: float = 0.0) -> Generation:
         """The current generation, after a log-in where there is none; waits at most *timeout* seconds.
+
+        Where it has less than *lasting* seconds left, and less than half of what was granted, a new one takes over
+        first: a lease that it makes could not be handed out.
 
         Raises
         ------
@@ -114,7 +94,29 @@ class Session:
         VaultUnavailable
             The server did not answer.
         """
-        return self.current or self._log_in(timeout)
+        current = self.current
+        if current is None:
+            return _shared(self._log_in(), timeout)
+        token = current.token
+        if token.deadline - self._clock() >= min(lasting, token.lease_duration / 2):
+            return current
+        return _shared(self._log_in(beside=current), timeout)
+
+    @contextmanager
+    def lend(self, timeout: float, *, lasting: float = 0.0) -> Iterator[Generation]:
+        """As :meth:`get`, for one read: the token is not revoked before what the read brings is known."""
+        while True:
+            generation = self.get(timeout, lasting=lasting)
+            with self._lock:
+                if not generation.retired:
+                    generation.readers += 1
+                    break
+        try:
+            yield generation
+        finally:
+            with self._lock:
+                generation.readers -= 1
+            self.released(generation)
 
     def is_valid(self, generation: Generation, timeout: float) -> bool:
         """Whether the server still knows the token; one look-up at a time, which everyone who asks shares.
@@ -144,27 +146,31 @@ class Session:
 
     # -- log-in
 
-    def _log_in(self, timeout: float) -> Generation:
-        """A log-in, or its result if one is under way; within the pause after a failure, that failure."""
+    def _log_in(self, beside: Generation | None = None) -> Future[Generation | VaultMiddlewareError]:
+        """The log-in under way, or one that is carried out here; within the pause after a failure, that failure.
+
+        *beside* is the generation that still serves, where a new one is to take over all the same.
+        """
         with self._lock:
             login = self._login
-            mine = login is None
-            if login is None:
-                login = self._login = Future()
-        if mine:
-            outcome: Generation | VaultMiddlewareError = VaultUnavailable(_FAULT)
-            try:
-                if (current := self.current) is not None:
-                    outcome = current
-                elif self._failure is not None and self._clock() < self._retry_at:
-                    outcome = self._failure
-                else:
-                    outcome = self._ask_for_token()
-            finally:
-                with self._lock:
-                    self._login = None
-                login.set_result(outcome)
-        return _shared(login, timeout)
+            if login is not None:
+                return login
+            login = self._login = Future()
+        outcome: Generation | VaultMiddlewareError = VaultUnavailable(_FAULT)
+        try:
+            if (current := self.current) is not None and current is not beside:
+                outcome = current
+            elif self._failure is not None and self._clock() < self._retry_at:
+                outcome = self._failure
+            elif not self._closed:
+                outcome = self._ask_for_token()
+            if self._closed:
+                outcome = VaultUnavailable("the manager is closed; read secrets before it is, or start() it again")
+        finally:
+            with self._lock:
+                self._login = None
+            login.set_result(outcome)
+        return login
 
     def _ask_for_token(self) -> Generation | VaultMiddlewareError:
         try:
@@ -186,7 +192,7 @@ class Session:
     def _take_over(self, token: Token) -> Generation:
         """Make *token* the current one; the one before it is retired, after its leases have been issued again."""
         old = self._current
-        self._backoff, self._failure = for_login(self._uniform), None
+        self._backoff, self._failure, self._retry_at = for_login(self._uniform), None, float("-inf")
         left = token.deadline - self._clock()
         self._emit(LoggedIn(self._config.auth_method, self._config.vault_role, token.auth_path, left))
         if old is not None and not old.dead and token.value == old.token.value:
@@ -211,15 +217,14 @@ class Session:
             self.released(old)
         return new
 
-    def _try_again(self) -> float | None:
-        """The renewer's part in a log-in that failed: try again at the time that the back-off names."""
+    def _try_again(self) -> None:
+        """The renewer's part in a log-in: at the time that the back-off names, if nobody was faster."""
         if self.current is None:
-            self._retry_at = float("-inf")
-            try:
-                self._log_in(self._config.request_timeout)
-            except VaultMiddlewareError:
-                return None  # scheduled again where it failed
-        return None
+            self._log_in()  # scheduled again where it fails
+
+    def _log_in_soon(self) -> None:
+        """Have the renewer log in: at once, or when the pause after the last failure is over."""
+        self._renewer.schedule(self._login_task, max(self._clock(), self._retry_at))
 
     def wake(self) -> None:
         """The server answers again: a log-in that waits for its next try is tried at once."""
@@ -228,28 +233,33 @@ class Session:
         now = self._clock()
         self._renewer.hasten(self._login_task, now)
         for generation in list(self._generations):
-            if generation.backoff is not None and generation.task is not None:
+            waits = generation.backoff is not None or (self._failure is not None and not generation.retired)
+            if waits and generation.task is not None:
                 self._renewer.hasten(generation.task, now)
 
     # -- the life of one token
 
     def released(self, generation: Generation) -> None:
         """A lease of *generation* has ended; a retired generation without leases is revoked."""
-        if generation.retired and not generation.leases and generation.task is not None:
+        if self._is_over(generation) and generation.task is not None:
             self._renewer.schedule(generation.task, self._clock())
+
+    def _is_over(self, generation: Generation) -> bool:
+        with self._lock:
+            return generation.retired and not generation.leases and not generation.readers
 
     def _tend(self, generation: Generation) -> float | None:
         """Renew, replace or revoke, as the moment demands; when to look again (monotonic seconds)."""
         now = self._clock()
         token = generation.token
-        if generation.retired and not generation.leases:
+        if self._is_over(generation):
             self._revoke(generation, self._config.client_timeout)
             return None
         if generation.dead or now >= token.deadline:
             self._generations.discard(generation)
-            if generation.retired:
-                return None
-            return self._replace(generation)
+            if not generation.retired:
+                self._log_in_soon()
+            return None
         left = token.deadline - now
         if not token.renewable or (left <= relogin_margin(token.lease_duration) and not generation.retired):
             return self._replace(generation) if not generation.retired else token.deadline
@@ -282,13 +292,18 @@ class Session:
         token = generation.token
         left = token.deadline - self._clock()
         self._emit(TokenRenewalFailed(str(failure), left))
+        valid: bool | None = None
         if isinstance(failure, VaultUnavailable):
             self._suspect()
-        elif not self._alive(generation):
-            return None if generation.retired else self._replace(generation)
-        elif not generation.retired:
-            # It is valid but may not renew itself: log in anew in good time instead.
-            return max(self._clock() + 1.0, token.deadline - 0.25 * token.lease_duration)
+        else:
+            with suppress(VaultMiddlewareError):  # not known; the next try tells
+                valid = self.is_valid(generation, self._config.client_timeout)
+        if valid is False:
+            return None  # a new log-in is on its way
+        if valid:
+            # It may not be renewed (a log-in with Kubernetes is reviewed again then): a new one takes its place.
+            generation.token = replace(token, renewable=False)
+            return token.deadline if generation.retired else self._replace(generation)
         margin = 0.0 if generation.retired else relogin_margin(token.lease_duration)
         if generation.backoff is None:
             generation.backoff = for_lease(lambda: token.deadline - margin - self._clock(), self._uniform)
@@ -297,17 +312,12 @@ class Session:
             return token.deadline if generation.retired else self._replace(generation)
         return self._clock() + pause
 
-    def _alive(self, generation: Generation) -> bool:
-        try:
-            return self.is_valid(generation, self._config.client_timeout)
-        except VaultMiddlewareError:
-            return True  # not known; the next try tells
-
     def _replace(self, generation: Generation) -> float | None:
         """Log in anew while *generation* still serves; its leases are issued again by whom ``replaced`` calls."""
-        outcome = self._ask_for_token()
-        if isinstance(outcome, VaultMiddlewareError):
-            return None if generation.dead else self._retry_at
+        try:
+            outcome = _shared(self._log_in(beside=generation), self._config.request_timeout)
+        except VaultMiddlewareError:
+            return max(self._retry_at, self._clock() + 1.0)
         if outcome is generation:
             left = generation.token.deadline - self._clock()
             return self._clock() + max(1.0, rotation(left, self._uniform) if left != float("inf") else 3600.0)
@@ -328,7 +338,7 @@ class Session:
             if self._current is generation:
                 self._current = None
         self.died(generation)
-        self._renewer.schedule(self._login_task, self._clock())
+        self._log_in_soon()
 
     def _revoke(self, generation: Generation, timeout: float) -> None:
         with self._lock:
@@ -346,6 +356,7 @@ class Session:
     def forget(self) -> None:
         """The manager has stopped: no token is kept."""
         with self._lock:
+            self._closed = True
             self._current = None
             self._generations.clear()
 

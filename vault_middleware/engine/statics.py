@@ -14,7 +14,7 @@ from ..retry import Backoff, Uniform, for_lease
 from ..secret import Secret
 from ..vault.client import Reading
 
-__all__ = ["Statics"]
+__all__ = ["Statics", "same_values"]
 
 #: A static secret that nobody has read for so many TTLs is not refreshed any more.
 USED_WITHIN = 12
@@ -25,6 +25,13 @@ ROLE_SETTLES, ROLE_POLL, ROLE_PATIENCE = 0.5, 0.25, 10.0
 
 #: Over so many seconds the workers of one server spread their first refreshes of what they inherited.
 FORK_SPREAD = 2.0
+
+
+def same_values(one: Secret, other: Secret, reading: Reading) -> bool:
+    """Whether *reading* changed nothing from *one* to *other*; that a static role's time runs is no change."""
+    if reading.ttl is None:
+        return one == other
+    return {**one, "ttl": None} == {**other, "ttl": None}
 
 
 class Statics:
@@ -50,6 +57,7 @@ class Statics:
         self._fragment = fragment
         self.fetch: Callable[[Key], Outcome]
         self._tasks: dict[Key, Task] = {}
+        self._waiting: dict[Key, float] = {}
         self._backoffs: dict[Key, Backoff] = {}
 
     def publish(self, key: Key, path: str, reading: Reading, old: Entry | None) -> Entry:
@@ -62,8 +70,13 @@ class Statics:
         if reading.ttl is not None:
             # A static role's password is good until its rotation; then the new one is read as soon as it shows.
             left = max(reading.ttl - reading.age, 0.0)
-            waiting = left < ROLE_SETTLES and old is not None and old.secret == secret
-            again = min(again, ROLE_POLL if waiting else left + ROLE_SETTLES)
+            if left < ROLE_SETTLES and old is not None and same_values(old.secret, secret, reading):
+                # Where the rotation does not come, the database being down, the polls get rarer.
+                waits = reading.started - self._waiting.setdefault(key, reading.started)
+                again = min(again, max(ROLE_POLL, waits / 4))
+            else:
+                self._waiting.pop(key, None)
+                again = min(again, left + ROLE_SETTLES)
             ttl, stale = min(ttl, left + ROLE_PATIENCE), 0.0
         entry = Entry(
             secret,
@@ -71,7 +84,7 @@ class Statics:
             fresh_until=reading.started + ttl,
             stale_until=reading.started + ttl + stale,
             fragment=self._fragment(secret),
-            last_read=reading.started if old is None else max(reading.started, old.last_read),
+            last_read=reading.started if old is None else old.last_read,  # to refresh it is not to read it
         )
         self._cache.put(key, entry)
         self._backoffs.pop(key, None)
@@ -107,6 +120,7 @@ class Statics:
     def _forget(self, key: Key) -> None:
         self._tasks.pop(key, None)
         self._backoffs.pop(key, None)
+        self._waiting.pop(key, None)
 
     def _refresh(self, key: Key) -> float | None:
         """Read a secret again, if someone still uses it; when to try again after a failure."""

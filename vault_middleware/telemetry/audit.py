@@ -38,7 +38,6 @@ _CUT = r"\u2026"
 #: Past this, in seconds or whatever it counts, a number stands for none.
 BOUND = 1e15
 
-
 #: Lease ids are keys to the lease; a line has a hash of them under these names.
 _LEASES = {"lease_id": "lease", "old_lease_id": "old_lease"}
 
@@ -50,7 +49,6 @@ _LIMITS = {"secret_path": PATH, "reason": REASON}
 #: What follows the second, for each millisecond; and the same for the line of an access.
 _MILLISECONDS = tuple(f'{number:03d}Z","event":' for number in range(1000))
 _ACCESS = tuple(f'{start}"secret_access"' for start in _MILLISECONDS)
-
 
 R = TypeVar("R")
 

@@ -31,6 +31,8 @@ IDLE = 5.0
 #: How long a flush keeps trying, in seconds.
 FLUSH = 1.0
 
+_BEHIND = "the queue of audit lines is not written off in time; see that whoever takes them keeps up"
+
 
 class Buffer:
     """A queue of records before *sink*; *render* makes the line of the time and arguments of a :meth:`put`."""
@@ -80,7 +82,7 @@ class Buffer:
             self._rouse()
 
     def _make_room(self) -> None:
-        failure: str | None = "the audit queue is full, and its writer is not done in time"
+        failure: str | None = _BEHIND
         deadline = self._clock() + BUDGET
         if self._pen.acquire(timeout=BUDGET):
             try:
@@ -93,7 +95,7 @@ class Buffer:
     def flush(self) -> None:
         """Write everything that waits, within a second; what cannot be written is said in the operational log."""
         deadline = self._clock() + FLUSH
-        failure: str | None = "the writer hangs"
+        failure: str | None = _BEHIND
         while self._pen.acquire(timeout=max(0.0, deadline - self._clock())):
             try:
                 failure = self._write_off(deadline, 0)
@@ -165,7 +167,7 @@ class Buffer:
                 self._rest = batch
                 self._rest = batch[self._sink.write(batch) :]
                 if self._clock() >= deadline:
-                    return None if len(self._queue) <= down_to else "the audit queue is not written off in time"
+                    return None if len(self._queue) <= down_to else _BEHIND
         except AuditError as error:
             return str(error)
         return None

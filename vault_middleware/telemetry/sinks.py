@@ -156,7 +156,7 @@ class _Descriptor:
         except OSError as error:
             fault, written = error.errno or errno.EIO, 0
         if fault:
-            self._plain, self._stuck, self._look_at = False, True, float("-inf")
+            self._plain, self._stuck = False, True
             raise AuditError(f"an audit line was not written to {self._name}: {_explain(fault)}")
         if written < len(data):
             return self._cut_short(data, written)

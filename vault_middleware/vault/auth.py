@@ -139,9 +139,9 @@ class Login:
         if config.auth_method == "jwt":
             return _read(config.jwt_path, "VAULT_JWT_PATH", "a JSON web token")
         if config.auth_method == "approle":
-            if config.secret_id_file:
-                return _read(config.secret_id_file, "VAULT_SECRET_ID_FILE", "the secret id")
-            return config.secret_id or ""
+            if config.secret_id or not config.secret_id_file:
+                return config.secret_id or ""
+            return _read(config.secret_id_file, "VAULT_SECRET_ID_FILE", "the secret id")
         return config.token or _read(config.token_file, "VAULT_TOKEN_FILE", "a token")
 
     # -- what a refusal means

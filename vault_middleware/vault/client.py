@@ -86,6 +86,10 @@ class VaultClient:
         if answer.status not in (200, 429, 473):  # 429 and 473: standbys, which answer reads
             raise answers.failure(answer, self._server)
 
+    def oldest_call(self, now: float) -> float:
+        """How long the longest call under way has taken so far, in seconds; 0 where there is none."""
+        return self._transport.oldest_call(now)
+
     def close(self) -> None:
         """Close idle connections."""
         self._transport.close()
@@ -209,7 +213,7 @@ class VaultClient:
         if not full[len(mount.path) :]:
             raise SecretNotFound(path, f"{path!r} is a mount; name a secret below it")
         if version is not None and mount.kv_version != 2:
-            raise SecretNotFound(path, f"the mount {mount.path!r} keeps no versions; read {path!r} without one")
+            raise SecretNotFound(path, f"{path!r} has no versions, which only KV version 2 keeps; leave version out")
         url = f"/v1/{encode(full)}"
         if mount.kv_version == 2:
             url = f"/v1/{encode(mount.path[:-1])}/data/{encode(full[len(mount.path) :])}"

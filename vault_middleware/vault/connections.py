@@ -57,12 +57,48 @@ class _Response(http.client.HTTPResponse):
             self.fp = io.BufferedReader(_Within(sock, seconds))
 
 
+def _dial(host: str, port: int, seconds: float, options: Any) -> socket.socket:
+    """A connection to the first of the host's addresses that answers; all of them share the time."""
+    deadline = time.monotonic() + seconds
+    addresses = socket.getaddrinfo(host.strip("[]"), port, 0, socket.SOCK_STREAM)
+    failure: OSError = TimeoutError("timed out")
+    for tried, (family, kind, protocol, _, address) in enumerate(addresses):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        sock: socket.socket | None = None
+        try:
+            sock = socket.socket(family, kind, protocol)  # fails where the machine has no IPv6, say
+            for option in options or ():
+                sock.setsockopt(*option)
+            sock.settimeout(left / (len(addresses) - tried))
+            sock.connect(address)
+            # What follows (a handshake with TLS) has what is left.
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+        except OSError as error:
+            if sock is not None:
+                sock.close()
+            failure = error
+        else:
+            return sock
+    raise failure
+
+
 class _HTTP(urllib3.connection.HTTPConnection):
     response_class = _Response
 
+    def _new_conn(self) -> socket.socket:
+        seconds = self.timeout
+        if not isinstance(seconds, int | float):
+            return super()._new_conn()
+        try:
+            return _dial(self._dns_host, self.port, seconds, self.socket_options)
+        except OSError as error:
+            raise urllib3.exceptions.NewConnectionError(self, "no connection") from error
 
-class _HTTPS(urllib3.connection.HTTPSConnection):
-    response_class = _Response
+
+class _HTTPS(_HTTP, urllib3.connection.HTTPSConnection):
+    pass
 
 
 class _HTTPPool(urllib3.connectionpool.HTTPConnectionPool):

@@ -85,6 +85,7 @@ class Transport:
         self._base = "http://localhost" if self._unix is not None else config.vault_addr.rstrip("/")
         self._lock = threading.Lock()
         self._session: requests.Session | None = None
+        self._under_way: dict[object, float] = {}
         self._files: object = None
         self._look_again_at = -math.inf
         self._bucket = None if config.rate_limit is None else _Bucket(*config.rate_limit, clock)
@@ -123,11 +124,18 @@ class Transport:
             sent["X-Vault-Token"] = token
         sent.update(headers or {})
         before = self._clock()
+        call = object()
+        self._under_way[call] = before
         try:
             return self._follow(method, self._base + path, deadline, sent, body, params)
         finally:
+            del self._under_way[call]
             if self._on_call is not None:
                 self._on_call(operation, self._clock() - before)
+
+    def oldest_call(self, now: float) -> float:
+        """How long the longest call under way has taken so far, in seconds; 0 where there is none."""
+        return max((now - since for since in list(self._under_way.values())), default=0.0)
 
     def close(self) -> None:
         """Close the connections that are idle."""

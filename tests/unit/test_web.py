@@ -1,0 +1,188 @@
+"""What a request says of itself, and what an error becomes as a response."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vault_middleware.errors import (
+    AccessorClosed,
+    AuditError,
+    InvalidSecretPath,
+    LeaseLimitReached,
+    SecretAccessDenied,
+    SecretNotDynamic,
+    SecretNotFound,
+    SecretUnavailable,
+    VaultMiddlewareError,
+    VaultUnavailable,
+)
+from vault_middleware.web import RETRY_AFTER, ASGIIdentity, WSGIIdentity, error_response, request_id
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+
+Identity = ASGIIdentity | WSGIIdentity
+
+
+def asgi(headers: dict[str, str], **more: Any) -> ASGIIdentity:
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    return ASGIIdentity({"type": "http", "headers": raw, **more})
+
+
+def wsgi(headers: dict[str, str], **more: Any) -> WSGIIdentity:
+    return WSGIIdentity({f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers.items()} | more)
+
+
+both = pytest.mark.parametrize("identity", [asgi, wsgi])
+
+
+# -- the request's id
+
+
+@both
+def test_a_request_id_that_came_is_taken(identity: Any) -> None:
+    assert identity({"x-request-id": "abc-123/=+", "traceparent": TRACEPARENT}).request_id == "abc-123/=+"
+
+
+@both
+def test_without_one_it_is_the_trace_id(identity: Any) -> None:
+    assert identity({"traceparent": TRACEPARENT}).request_id == TRACE
+
+
+@both
+def test_without_either_it_is_made_and_stays(identity: Any) -> None:
+    one, other = identity({}), identity({})
+    assert re.fullmatch(r"[0-9a-f]{32}", one.request_id)
+    assert one.request_id == one.request_id
+    assert one.request_id != other.request_id
+
+
+@both
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "",
+        "with space",
+        "a\nX-Vault-Token: b",
+        "a\r",
+        "a\n",
+        "\x00",
+        "\x7f",
+        "caf\xe9",
+        "x" * 129,
+        '{"forged":\t1}',
+    ],
+    ids=ascii,
+)
+def test_a_request_id_that_no_header_may_hold_is_replaced(identity: Any, forged: str) -> None:
+    assert identity({"x-request-id": forged, "traceparent": TRACEPARENT}).request_id == TRACE
+
+
+def test_a_request_id_of_128_characters_is_the_longest() -> None:
+    assert request_id("x" * 128, None) == "x" * 128
+    assert request_id("x" * 129, None) != "x" * 129
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        "",
+        TRACE,
+        TRACEPARENT.upper(),
+        f"{TRACEPARENT}\n",
+        f"ff-{TRACE}-00f067aa0ba902b7-01",
+        f"00-{'0' * 32}-00f067aa0ba902b7-01",
+        f"00-{TRACE[:-1]}-00f067aa0ba902b7-01",
+    ],
+    ids=ascii,
+)
+def test_a_malformed_traceparent_gives_no_trace_id(traceparent: str) -> None:
+    made = request_id(None, traceparent)
+    assert re.fullmatch(r"[0-9a-f]{32}", made)
+    assert made not in (TRACE, "0" * 32)
+
+
+def test_the_names_of_asgi_headers_are_found_in_any_case() -> None:
+    assert ASGIIdentity({"type": "http", "headers": [(b"X-Request-Id", b"abc")]}).request_id == "abc"
+
+
+def test_a_scope_without_headers_gets_an_id_too() -> None:
+    assert ASGIIdentity({"type": "websocket"}).request_id
+
+
+# -- who asks, and for what
+
+
+def test_the_client_is_the_address_that_the_server_saw() -> None:
+    assert asgi({}, client=("10.0.0.7", 4711)).client == "10.0.0.7"
+    assert wsgi({}, REMOTE_ADDR="10.0.0.7").client == "10.0.0.7"
+
+
+def test_a_forwarded_for_header_is_not_believed() -> None:
+    assert asgi({"x-forwarded-for": "6.6.6.6"}, client=("10.0.0.7", 1)).client == "10.0.0.7"
+    assert wsgi({"x-forwarded-for": "6.6.6.6"}, REMOTE_ADDR="10.0.0.7").client == "10.0.0.7"
+
+
+def test_over_a_unix_socket_there_is_no_client() -> None:
+    assert asgi({}, client=None).client is None
+    assert asgi({}).client is None
+    assert wsgi({}).client is None
+
+
+def test_the_method_of_a_websocket_is_called_so() -> None:
+    assert asgi({}, method="PATCH").method == "PATCH"
+    assert ASGIIdentity({"type": "websocket"}).method == "WEBSOCKET"
+    assert wsgi({}, REQUEST_METHOD="PATCH").method == "PATCH"
+
+
+def test_the_place_is_the_route_where_the_framework_tells_it_else_the_path() -> None:
+    assert asgi({}, path="/items/7", route=SimpleNamespace(path="/items/{id}")).place == ("route", "/items/{id}")
+    assert asgi({}, path="/items/7").place == ("path", "/items/7")
+    assert asgi({}, path="/items/7", route=object()).place == ("path", "/items/7")
+    assert asgi({}).place == ("path", "")
+
+
+def test_the_path_of_wsgi_is_whole_and_readable() -> None:
+    mounted = {"SCRIPT_NAME": "/mounted", "PATH_INFO": "/größe".encode().decode("latin-1")}
+    assert WSGIIdentity(mounted).place == ("path", "/mounted/größe")
+
+
+def test_a_wsgi_path_that_is_no_text_is_told_as_well_as_it_can_be() -> None:
+    assert WSGIIdentity({"PATH_INFO": "/\xff"}).place == ("path", "/\ufffd")
+    assert WSGIIdentity({"PATH_INFO": "/\u0394"}).place == ("path", "/?")
+
+
+# -- errors as responses
+
+
+@pytest.mark.parametrize("kind", [SecretUnavailable, LeaseLimitReached])
+def test_what_may_pass_is_a_503_that_says_when_to_come_back(kind: Any) -> None:
+    status, headers, body = error_response(kind("canary/path", "canary-message"))
+    assert status == 503
+    assert ("retry-after", str(RETRY_AFTER)) in headers
+    assert b"canary" not in body
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SecretNotFound("canary/path", "canary"),
+        SecretAccessDenied("canary/path", "canary"),
+        SecretNotDynamic("canary/path", "canary"),
+        InvalidSecretPath("canary/path", "canary"),
+        AuditError("canary"),
+        AccessorClosed("canary"),
+        VaultUnavailable("canary"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_everything_else_is_a_500_without_a_word_about_it(error: VaultMiddlewareError) -> None:
+    status, headers, body = error_response(error)
+    assert status == 500
+    assert "canary" not in f"{headers}{body!r}"
+    assert dict(headers)["content-length"] == str(len(body))
+    assert "retry-after" not in dict(headers)

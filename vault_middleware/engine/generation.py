@@ -1,0 +1,40 @@
+"""One token of ours, from its log-in until it is revoked or over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..renewal.renewer import Task
+from ..retry import Backoff
+from ..vault.client import Token
+
+if TYPE_CHECKING:
+    from .leases import Leased
+
+__all__ = ["Generation"]
+
+
+class Generation:
+    """One log-in of ours: its token as last renewed, and the leases that were made with it and still live.
+
+    Attributes
+    ----------
+    retired : bool
+        A newer generation has taken over; this one is kept for the sake of its leases, and revoked after the last.
+    dead : bool
+        The server does not know the token any more; its leases are gone with it.
+    readers : int
+        Reads under way with the token, each of which may bring one more lease; counted under the session's lock.
+    """
+
+    __slots__ = ("backoff", "dead", "leases", "readers", "renewed", "retired", "task", "token")
+
+    def __init__(self, token: Token) -> None:
+        self.token = token
+        self.leases: set[Leased] = set()
+        self.readers = 0
+        self.renewed = False
+        self.retired = False
+        self.dead = False
+        self.backoff: Backoff | None = None
+        self.task: Task | None = None
