@@ -64,10 +64,10 @@ def shows_every_step(done: subprocess.CompletedProcess[str], login: str) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     position = 0
     for step in STEPS:
-        # The audit lines come in the order in which things happened, whatever the order of this list.
-        found = done.stdout.find(step.format(login=login), 0 if step.startswith('"') else position)
+        anywhere = step.startswith('"')  # audit lines come in the order in which things happened
+        found = done.stdout.find(step.format(login=login), 0 if anywhere else position)
         assert found >= 0, f"{step!r} is missing or out of order in:\n{done.stdout}"
-        position = max(position, found) if not step.startswith('"') else position
+        position = position if anywhere else found
     assert "Traceback" not in done.stderr
 
 

@@ -103,7 +103,8 @@ class Demo:
         ):
             self._stack = stack
             self._audit = Path(folder, "audit.jsonl")
-            self._done(f"OpenBao at {stack.bao.address}, PostgreSQL on port {stack.postgres.port}, deployment {self._deployment!r}")
+            where = f"OpenBao at {stack.bao.address}, PostgreSQL on port {stack.postgres.port}"
+            self._done(f"{where}, deployment {self._deployment!r}")
             try:
                 self._show()
             except Failed as failed:

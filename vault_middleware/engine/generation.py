@@ -19,6 +19,8 @@ class Generation:
 
     Attributes
     ----------
+    granted : float
+        What the log-in granted, in seconds; renewals near the max TTL give less.
     retired : bool
         A newer generation has taken over; this one is kept for the sake of its leases, and revoked after the last.
     dead : bool
@@ -27,13 +29,13 @@ class Generation:
         Reads under way with the token, each of which may bring one more lease; counted under the session's lock.
     """
 
-    __slots__ = ("backoff", "dead", "leases", "readers", "renewed", "retired", "task", "token")
+    __slots__ = ("backoff", "dead", "granted", "leases", "readers", "retired", "task", "token")
 
     def __init__(self, token: Token) -> None:
         self.token = token
+        self.granted = token.lease_duration
         self.leases: set[Leased] = set()
         self.readers = 0
-        self.renewed = False
         self.retired = False
         self.dead = False
         self.backoff: Backoff | None = None

@@ -75,7 +75,7 @@ class Keeper:
             return None
         if leased.holds.draining:
             return self._tend_draining(leased)
-        if self._server_down():
+        if self._server_down() and self._leases.ours:  # a proxy goes on answering with what it has
             return self._again(leased, VaultUnavailable(_DOWN))
         if leased.rejected:
             return self._rotate(leased, "it did not work")

@@ -26,7 +26,7 @@ __all__ = ["Leased", "Leases"]
 class Leased:
     """One lease of ours, from its issue until it is revoked or over.
 
-    ``issued`` is when it was asked for and ``expires`` the lease's own end, on the monotonic clock in seconds; the
+    ``issued`` is when it was asked for (of a proxy, last) and ``expires`` the lease's own end, on the monotonic clock in seconds; the
     deadline that is served (``secret.lease.deadline``) is no later than the token's. ``issued_for`` is the duration
     first granted, in seconds, which every renewal asks for again.
     """
@@ -177,14 +177,17 @@ class Leases:
     def _left(self, reading: Reading) -> float:
         """Seconds that the lease of *reading* is good for, from when it was asked for."""
         left = reading.lease_duration - reading.age
-        # A proxy renews its lease without telling: past the duration in the body, only reading again tells.
-        return left if self.ours else max(left, min(5.0, 0.25 * reading.lease_duration))
+        # A proxy renews its lease without telling, and lets go of it while a tenth of the duration is left: past the
+        # duration in the body, what it answers with is good for that long, and only reading again tells more.
+        return left if self.ours else max(left, min(5.0, 0.1 * reading.lease_duration))
 
     def _same_again(self, leased: Leased, reading: Reading) -> Entry:
         """A proxy answered with the lease that we have: its end moves, nothing else changes."""
-        left = self._left(reading)
-        self.extend(leased, Lease(reading.lease_id, reading.lease_duration, reading.renewable, reading.started + left))
-        self._renewer.schedule(leased.task, self._clock() + self.in_time(leased, rotation(left, self._uniform)))
+        leased.issued, leased.backoff = reading.started, None
+        until = reading.started + self._left(reading)
+        self.extend(leased, Lease(reading.lease_id, reading.lease_duration, reading.renewable, until))
+        now = self._clock()
+        self._renewer.schedule(leased.task, now + self._first_due(leased, now))
         return self._cache.entries.get(leased.path) or self._entry(leased, reading.started)
 
     def _first_due(self, leased: Leased, now: float) -> float:
@@ -195,7 +198,9 @@ class Leases:
         if lease.renewable and self.ours:
             first = min(first_renewal(lease.lease_duration, self._uniform), renewal(left, self._uniform))
             return self.in_time(leased, first)
-        return self.in_time(leased, rotation(left, self._uniform))
+        due = self.in_time(leased, rotation(left, self._uniform))
+        # To ask a proxy costs little: of a short time, early rather than too late.
+        return due if self.ours or left > 1.0 else min(due, max(0.1, left / 4))
 
     def in_time(self, leased: Leased, delay: float) -> float:
         """*delay* in seconds, or less where nothing of *leased* could be handed out by then.
@@ -207,7 +212,8 @@ class Leases:
 
     def _kept_back(self, leased: Leased) -> float:
         # A lease shorter than the least validity could never be served; half of it is what can be kept back then.
-        return min(self._config.lease_min_validity, leased.lease.lease_duration / 2)
+        served = leased.lease.lease_duration if self.ours else leased.expires - leased.issued
+        return min(self._config.lease_min_validity, served / 2)
 
     def _entry(self, leased: Leased, last_read: float) -> Entry:
         until = leased.deadline - self._kept_back(leased)

@@ -97,8 +97,7 @@ class Session:
         current = self.current
         if current is None:
             return _shared(self._log_in(), timeout)
-        token = current.token
-        if token.deadline - self._clock() >= min(lasting, token.lease_duration / 2):
+        if current.token.deadline - self._clock() >= min(lasting, current.granted / 2):
             return current
         return _shared(self._log_in(beside=current), timeout)
 
@@ -276,7 +275,7 @@ class Session:
             return self._renewal_failed(generation, renewed)
         asked = token.lease_duration
         granted = renewed.deadline - self._clock()
-        generation.token, generation.backoff, generation.renewed = renewed, None, True
+        generation.token, generation.backoff = renewed, None
         self._emit(TokenRenewed(granted))
         self.extended(generation)
         if granted_short(asked, renewed.lease_duration):
