@@ -319,6 +319,8 @@ class _Faults(logging.Handler):
 class World:
     """An engine with everything around it; *settings* are those of SecretConfig.
 
+    Without a *pulse* the gauges are not set each half second, which makes long times short.
+
     Attributes
     ----------
     events
@@ -331,7 +333,7 @@ class World:
         self,
         *,
         uniform: Callable[[float, float], float] | int = middle,
-        rotated: list[Any] | None = None,
+        pulse: bool = True,
         **settings: Any,
     ) -> None:
         settings.setdefault("namespace", "")
@@ -368,6 +370,8 @@ class World:
         self.renewals: list[Callable[[], object]] | None = None
         self._faults = _Faults()
         self.engine.start()
+        if not pulse:
+            self.engine.renewer.cancel(self.engine._pulse_task)
 
     def _emit(self, event: Event) -> None:
         self.events.append((self.clock.now, event))

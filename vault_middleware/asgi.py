@@ -135,38 +135,44 @@ class VaultMiddleware:
             await send({"type": "lifespan.startup.failed", "message": f"{type(failure).__name__}: {failure}"})
             return
         scope.setdefault("state", {})["secrets_manager"] = self.manager
-        asked = begun = False
+        received = 0
+        begun = ended = False
 
         async def receiving() -> Message:
-            nonlocal asked
-            asked = True
-            return await receive()
+            nonlocal received
+            message = await receive()
+            received += 1
+            return message
 
         async def sending(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, ended
             if message["type"] == "lifespan.startup.complete":
                 begun = True
             else:  # the manager is closed before the server hears of the end: it may end the process then
+                ended = True
                 await self._stop()
             await send(message)
 
         try:
             await self.app(scope, receiving, sending)
         except Exception:
-            if asked:
-                raise
-        finally:
-            # Where the start ended in a mere exception, some servers go on without a lifespan, and so do we.
             if begun:
                 await self._stop()
-        if not asked:
-            await self._lifespan_alone(receive, send)
-
-    async def _lifespan_alone(self, receive: Receive, send: Send) -> None:
-        """The application inside knows no lifespan: its server hears of ours."""
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
+            # Where the start ended in a mere exception, some servers go on without a lifespan, and so do we.
+            if received:
+                raise
+        except BaseException:
+            await self._stop()
+            raise
+        if ended:
+            return
+        # The application inside knows no lifespan, or not all of it: what is left of it is ours.
+        if received == 0:
+            await receive()
+        if not begun:
+            await send({"type": "lifespan.startup.complete"})
+        if received < 2:
+            await receive()
         await self._stop()
         await send({"type": "lifespan.shutdown.complete"})
 

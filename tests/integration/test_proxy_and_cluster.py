@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from tests.integration.support import DYNAMIC, JWT, STATIC, asked, eventually, running
 from tests.reliability.network import Balancer, Chaos
 from vault_middleware import SecretsManager
 from vault_middleware.devstack import Cluster, DevStack, Proxy
 from vault_middleware.devstack.keeper import states
-from vault_middleware.errors import VaultMiddlewareError
+from vault_middleware.errors import SecretUnavailable, VaultMiddlewareError
 
 CREDS = f"lotabots/{DYNAMIC}"
 
@@ -50,9 +50,9 @@ def test_a_manager_behind_a_proxy_reads_static_and_dynamic_secrets(stack: DevSta
 
 
 def test_a_proxy_that_forces_its_own_token_serves_a_client_with_another(stack: DevStack) -> None:
-    with Proxy(stack, force=True) as proxy:
-        with running(stack, VAULT_ADDR=proxy.address, VAULT_AUTH_METHOD="token", VAULT_TOKEN="none") as secrets:
-            assert secrets.get_secret(STATIC)["value"] in stack.secret_values()
+    other = {"VAULT_AUTH_METHOD": "token", "VAULT_TOKEN": "none"}
+    with Proxy(stack, force=True) as proxy, running(stack, VAULT_ADDR=proxy.address, **other) as secrets:
+        assert secrets.get_secret(STATIC)["value"] in stack.secret_values()
 
 
 def test_managers_behind_one_proxy_share_one_lease(stack: DevStack, proxy: Proxy) -> None:
@@ -64,6 +64,7 @@ def test_managers_behind_one_proxy_share_one_lease(stack: DevStack, proxy: Proxy
 
 
 def test_our_stop_leaves_the_proxys_token_and_the_shared_lease_alone(stack: DevStack, proxy: Proxy) -> None:
+    before = len(stack.bao.audit_log())
     with behind(stack, proxy) as other:
         with behind(stack, proxy) as one:
             lease = one.get_dynamic_secret(DYNAMIC).lease
@@ -73,8 +74,7 @@ def test_our_stop_leaves_the_proxys_token_and_the_shared_lease_alone(stack: DevS
         assert logs_in(stack, kept)
         stack.put_secret("shared/written-after-the-stop", {"value": "new"})
         assert other.get_secret("shared/written-after-the-stop")["value"] == "new"
-    revocations = [line for line in stack.bao.audit_log() if "revoke" in line["request"]["path"]]
-    assert all("root" in line["auth"].get("policies", []) for line in revocations)
+    assert not [line for line in stack.bao.audit_log()[before:] if "revoke" in line["request"]["path"]]
 
 
 def test_the_age_of_a_shared_lease_counts_against_its_deadline(stack: DevStack, proxy: Proxy) -> None:
@@ -92,7 +92,6 @@ def test_a_manager_follows_the_proxys_lease_through_its_renewals_and_on_to_the_n
     stack.add_database_role("short", ttl=4, max_ttl=10)
     path = "database/creds/short"
     seen: dict[str, float] = {}
-    registry = CollectorRegistry()
     with Proxy(stack) as proxy, behind(stack, proxy) as secrets:
         secrets.get_dynamic_secret(path)
 
@@ -101,17 +100,16 @@ def test_a_manager_follows_the_proxys_lease_through_its_renewals_and_on_to_the_n
             assert credential.lease.deadline > time.monotonic()
             assert logs_in(stack, credential)
             seen.setdefault(credential["username"], time.monotonic())
-            return len(seen) == 3
+            return len(seen) == 2
 
-        eventually(followed, "the third lease")
+        eventually(followed, "the next lease")
         took = list(seen.values())
-    del registry
-    # Each was kept through its renewals, for longer than the four seconds of the first answer.
-    assert min(later - earlier for earlier, later in zip(took, took[1:], strict=False)) > 5
+    # The first was kept through its renewals, for longer than the four seconds of its answer.
+    assert took[1] - took[0] > 5
 
 
 def test_a_proxys_lease_serves_while_the_server_behind_it_hangs(stack: DevStack) -> None:
-    stack.add_database_role("outlasting", ttl=8, max_ttl=60)
+    stack.add_database_role("outlasting", ttl=6, max_ttl=60)
     path = "database/creds/outlasting"
     with Proxy(stack) as proxy, behind(stack, proxy) as secrets:
         lease = secrets.get_dynamic_secret(path).lease
@@ -119,13 +117,15 @@ def test_a_proxys_lease_serves_while_the_server_behind_it_hangs(stack: DevStack)
         eventually(lambda: time.monotonic() > lease.deadline + 0.5, "the first duration to be over")
         stack.bao.pause()
         paused = time.monotonic()
-        eventually(lambda: not secrets.health()["server"]["up"], "the outage to be noticed")
+        with pytest.raises(SecretUnavailable):
+            secrets.get_secret(JWT, timeout=2)
 
         def served() -> bool:
             assert secrets.get_dynamic_secret(path).lease.lease_id == lease.lease_id
             return time.monotonic() > paused + 2.0
 
         eventually(served, "two seconds")
+        assert not secrets.health()["server"]["up"]
 
 
 def test_a_proxy_can_be_paused_and_killed_and_leaves_nothing(stack: DevStack) -> None:
@@ -190,49 +190,74 @@ def test_a_manager_behind_a_balancer_serves_through_the_loss_of_the_leader(
         assert balancer.switches == 2
 
 
-def test_a_leader_that_steps_down_or_hangs_is_followed_by_another(clustered: tuple[DevStack, Cluster]) -> None:
+def test_a_leader_that_hangs_or_steps_down_is_followed_by_another(clustered: tuple[DevStack, Cluster]) -> None:
     stack, cluster = clustered
     with Balancer(cluster.addresses) as balancer:
         first = cluster.leader()
-        second = cluster.step_down()
+        cluster.pause(first)
+        second = cluster.leader()
         assert second is not first
         eventually(lambda: balancer.active == second.address, "the balancer to follow")
-        cluster.pause(second)
-        third = cluster.leader()
-        assert third is not second
-        eventually(lambda: balancer.active == third.address, "the balancer to follow")
         stack.heal()
         assert [node.paused for node in cluster.nodes] == [False] * 3
+        third = cluster.step_down()
+        assert third is not second
+        eventually(lambda: balancer.active == third.address, "the balancer to follow")
         assert cluster.voters() == 3
 
 
 # -- the bad link
 
 
-def test_a_bad_link_breaks_its_share_of_the_responses_and_reads_come_through(stack: DevStack) -> None:
+def test_what_is_cached_is_served_over_a_bad_link(stack: DevStack) -> None:
     with Chaos(stack.bao.address, seed=5, latency=0.02, resets=0.2, truncated=0.1) as link:
         link.calm = True
-        with running(stack, VAULT_ADDR=link.address, VAULT_MAX_RETRIES="6") as secrets:
+        with running(stack, VAULT_ADDR=link.address, VAULT_CACHE_TTL="0.2s") as secrets:
             secrets.get_secret(STATIC)
+            secrets.get_dynamic_secret(DYNAMIC)
             link.calm = False
-            for _ in range(60):
-                assert secrets.get_secret(STATIC, fresh=True)["value"] in stack.secret_values()
+
+            def served() -> bool:
+                assert secrets.get_secret(STATIC)["value"] in stack.secret_values()
+                assert logs_in(stack, secrets.get_dynamic_secret(DYNAMIC))
+                return link.counts.resets > 3 and link.counts.truncated > 1
+
+            eventually(served, "some responses to be broken")
             link.calm = True
-    counts = link.counts
-    assert counts.responses > 60
-    assert counts.resets > 5
-    assert counts.truncated > 2
+        assert link.counts.connections > 1
+
+
+def test_a_link_is_as_slow_as_it_was_made_and_breaks_nothing_while_it_is_calm(stack: DevStack) -> None:
+    with Chaos(stack.bao.address, seed=1, latency=0.2, resets=1.0) as link:
+        link.calm = True
+        before = time.monotonic()
+        assert _fate(link.address) == "whole"
+        assert time.monotonic() - before >= 0.2
+        link.calm = False
+        assert _fate(link.address) == "reset"
+        assert (link.counts.responses, link.counts.resets) in ((1, 1), (2, 1))
 
 
 def test_the_same_seed_breaks_the_same_responses(stack: DevStack) -> None:
-    def breaks() -> list[bool]:
-        found = []
-        with Chaos(stack.bao.address, seed=11, latency=0.0, resets=0.3, truncated=0.2) as link:
-            for _ in range(30):
-                before = link.counts.resets + link.counts.truncated
-                with running(stack, VAULT_ADDR=link.address, VAULT_STARTUP="lazy", VAULT_MAX_RETRIES="0"):
-                    pass
-                found.append(link.counts.resets + link.counts.truncated > before)
-        return found
+    def fates(seed: int) -> list[str]:
+        with Chaos(stack.bao.address, seed=seed, latency=0.0, resets=0.3, truncated=0.2) as link:
+            return [_fate(link.address) for _ in range(40)]
 
-    assert breaks() == breaks()
+    assert fates(11) == fates(11) != fates(12)
+    assert set(fates(11)) == {"whole", "reset", "cut short"}
+
+
+def _fate(address: str) -> str:
+    """What becomes of one request on a connection of its own."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+    try:
+        connection.request("GET", "/v1/sys/health")
+        with connection.getresponse() as response:
+            response.read()
+        return "whole"
+    except http.client.IncompleteRead:
+        return "cut short"
+    except ConnectionError:
+        return "reset"
+    finally:
+        connection.close()

@@ -94,7 +94,10 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     needed = {
         line.split()[1].partition(">")[0] for line in head if line.startswith("Requires-Dist:") and ";" not in line
     }
-    assert needed == {"hvac", "prometheus-client", "requests", "starlette", "tenacity"}
+    told = re.search(r"^Runtime dependencies: .*?\n\n", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert told, "the README does not name the dependencies"
+    assert {"hvac", "prometheus-client", "requests", "starlette", "tenacity"} <= needed
+    assert [name for name in needed if name not in told[0]] == [], "a dependency without a word about it in the README"
     assert f"{info}/licenses/LICENSE" in archive.namelist()
     assert b"vault-middleware = vault_middleware.cli:main" in archive.read(f"{info}/entry_points.txt")
 

@@ -53,12 +53,17 @@ class Report:
         rotations = self.events["lease_rotated"]
         lines = [
             f"{'✗' if self.problems else '✓'} {self.name}: {self.done}",
-            f"    {self.seconds:.0f} s, {self.requests} requests, {self.logins} log-ins to PostgreSQL, "
-            f"{len(self.failures)} failed, {self.misses} server calls for a request after warm-up, "
-            f"slowest read {self.slowest * 1000:.1f} ms",
-            f"    {self.events['lease_renewed']} renewals, {rotations} rotations, {self.events['login']} log-ins, "
-            f"{self.events['token_renewed']} token renewals, {self.leases_left} leases left after the stop",
+            (
+                f"    {self.seconds:.0f} s, {self.requests} requests, {self.logins} log-ins to PostgreSQL, "
+                f"{len(self.failures)} failed, {self.misses} server calls for a request after warm-up"
+            ),
+            (
+                f"    {self.events['lease_renewed']} renewals, {rotations} rotations, {self.events['login']} log-ins, "
+                f"{self.events['token_renewed']} token renewals, {self.leases_left} leases left after the stop"
+            ),
         ]
+        if self.slowest:
+            lines.append(f"    the slowest read meanwhile took {self.slowest * 1000:.1f} ms")
         lines += [f"    {note}" for note in self.notes]
         lines += [f"    ✗ {problem}" for problem in self.problems]
         lines += [f"    ✗ a request failed: {failure}" for failure in sorted(set(self.failures))[:5]]
@@ -157,6 +162,8 @@ class Load:
     def _log_in(self, secrets: RequestSecrets, path: str) -> str | None:
         """Use the credential at the end of the request, as a slow one would; what was wrong, or None."""
         credential = secrets.get_dynamic_secret(path)
+        if "username" not in credential:
+            return None
         if self._stack.postgres.can_log_in(credential["username"], credential["password"]):
             return None
         if self.reject:

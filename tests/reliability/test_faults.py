@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .faults import FAULTS
+from . import faults_credentials, faults_processes, faults_server  # noqa: F401 (they enter the table)
+from .table import FAULTS
 
 
 @pytest.mark.integration

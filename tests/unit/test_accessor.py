@@ -434,6 +434,24 @@ def test_scopes_of_messages_handled_side_by_side_do_not_meet(
     asyncio.run(main())
 
 
+def test_a_read_that_was_under_way_when_a_scope_was_opened_is_the_requests_and_not_the_scopes(
+    manager: SecretsManager, vault: FakeVault
+) -> None:
+    with RequestSecrets(manager) as secrets:
+        vault.open.clear()
+        got: list[str] = []
+        thread = threading.Thread(target=lambda: got.append(secrets.get_secret(STATIC)["value"]))
+        thread.start()
+        assert vault.waiting.acquire(timeout=20)
+        with secrets.scope():
+            vault.open.set()
+            thread.join(20)
+            manager.get_secret(STATIC, fresh=True)
+            assert secrets.get_secret(STATIC)["value"] == "value-2"
+        assert got == ["value-1"]
+        assert secrets.get_secret(STATIC)["value"] == "value-1"
+
+
 def test_a_task_that_outlives_the_scope_it_was_started_in_reads_as_the_request_does(
     request_secrets: RequestSecrets,
 ) -> None:

@@ -293,6 +293,11 @@ class Server:
         said = await self._said.get()
         return None if said is None else str(said["type"])
 
+    @property
+    def told_everything(self) -> bool:
+        """Whether every message has been received."""
+        return self._told.empty()
+
     async def end(self) -> None:
         assert self._task is not None
         await self._task
@@ -454,8 +459,22 @@ async def _ignores(scope: Scope, _receive: Receive, _send: Send) -> None:
         raise AssertionError
 
 
-@pytest.mark.parametrize("app", [_raises, _ignores])
-def test_an_application_without_a_lifespan_has_its_manager_started_and_stopped_all_the_same(
+async def _leaves_early(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+
+
+async def _says_nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+
+
+async def _leaves_late(scope: Scope, receive: Receive, send: Send) -> None:
+    await _leaves_early(scope, receive, send)
+    await receive()
+
+
+@pytest.mark.parametrize("app", [_raises, _ignores, _says_nothing, _leaves_early, _leaves_late])
+def test_an_application_without_a_whole_lifespan_has_its_manager_started_and_stopped_all_the_same(
     own: Callable[[ASGIApp], VaultMiddleware], app: ASGIApp, vault: FakeVault
 ) -> None:
     middleware = own(app)
@@ -468,9 +487,44 @@ def test_an_application_without_a_lifespan_has_its_manager_started_and_stopped_a
         assert await server.shutdown() == "lifespan.shutdown.complete"
         assert not middleware.manager.started
         await server.end()
+        assert server.told_everything
 
     asyncio.run(main())
     assert vault.tokens_revoked == 1
+
+
+def test_an_application_that_fails_or_is_cancelled_in_the_midst_of_its_life_closes_the_manager(
+    own: Callable[[ASGIApp], VaultMiddleware],
+) -> None:
+    fail = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await fail.wait()
+        raise LookupError
+
+    middleware = own(app)
+
+    async def main() -> None:
+        server = Server(middleware)
+        await server.startup()
+        fail.set()
+        with pytest.raises(LookupError):
+            await server.end()
+        assert not middleware.manager.started
+
+        fail.clear()
+        again = Server(middleware)
+        await again.startup()
+        assert middleware.manager.started
+        assert again._task is not None
+        again._task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await again.end()
+        assert not middleware.manager.started
+
+    asyncio.run(main())
 
 
 def test_where_a_server_goes_on_after_a_start_that_raised_the_secrets_do_too(

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.fakes import DYNAMIC, LEASE, STATIC, Clock, FakeVault, audit_lines, manager_over
 from tests.waiting import eventually, in_threads
-from vault_middleware import DynamicSecret, Secret, SecretConfig, SecretsManager
+from vault_middleware import DynamicSecret, RequestSecrets, Secret, SecretConfig, SecretsManager
 from vault_middleware.errors import (
     AuditError,
     ConfigurationError,
@@ -149,6 +149,14 @@ def test_without_a_start_it_starts_at_the_first_use(manager: SecretsManager) -> 
     assert manager.started
 
 
+def test_a_first_use_without_a_server_fails_in_its_own_time_and_not_in_the_starts(vault: FakeVault) -> None:
+    vault.down = True
+    with manager_over(vault, request_timeout=0.2, startup_timeout=600) as manager:
+        with pytest.raises(SecretUnavailable):
+            manager.get_secret(STATIC)
+        assert manager.started
+
+
 def test_the_first_use_in_async_code_starts_it_as_well(manager: SecretsManager) -> None:
     assert asyncio.run(manager.aget_dynamic_secret(DYNAMIC))["username"] == "user-1"
     assert manager.started
@@ -234,7 +242,11 @@ def test_a_lease_read_outside_any_request_is_not_revoked_when_it_is_replaced(
     new = manager.get_secret(DYNAMIC, fresh=True)
     assert isinstance(new, DynamicSecret)
     assert manager.health()["leases"] == {"active": 1, "draining": 1, "soonest_expiry": LEASE}
-    assert vault.revoked == []
+    # A lease of the same mount that was replaced later, and read within a request that has ended, is revoked at once.
+    with RequestSecrets(manager) as secrets:
+        other = secrets.get_dynamic_secret("db/creds/other").lease.lease_id
+        secrets.get_secret("db/creds/other", fresh=True)
+    eventually(lambda: vault.revoked == [other], "the revocation of the other")
     manager.close()
     assert old in vault.revoked
 

@@ -240,7 +240,7 @@ class Cluster(OpenBao):
             self.leader()
 
     def step_down(self) -> Node:
-        """Make the leader give up its office; the new leader."""
+        """Make the leader give up its office, which it does not take again for ten seconds; the new leader."""
         old = self.leader()
         old.request("PUT", "sys/step-down")
         return self.leader(other_than=old)

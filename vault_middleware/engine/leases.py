@@ -26,9 +26,9 @@ __all__ = ["Leased", "Leases"]
 class Leased:
     """One lease of ours, from its issue until it is revoked or over.
 
-    ``issued`` is when it was asked for (of a proxy, last) and ``expires`` the lease's own end, on the monotonic clock in seconds; the
-    deadline that is served (``secret.lease.deadline``) is no later than the token's. ``issued_for`` is the duration
-    first granted, in seconds, which every renewal asks for again.
+    ``issued`` is when it was asked for (a proxy: last) and ``expires`` the lease's own end, on the monotonic clock in
+    seconds; the deadline that is served (``secret.lease.deadline``) is no later than the token's. ``issued_for`` is the
+    duration first granted, in seconds, which every renewal asks for again.
     """
 
     path: str

@@ -1,49 +1,18 @@
-"""The fault table: each fault is a function that does it to real servers under a steady load, and reports.
-
-``short`` cuts the durations for the normal test run; what must hold is the same.
-"""
+"""Faults around credentials: TTLs at their ends, what is taken away from outside, the log-in, and the database."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 
 from tests.integration.support import DYNAMIC, STATIC, eventually
 from vault_middleware import SecretsManager
-from vault_middleware.devstack import DevStack
-from vault_middleware.errors import SecretAccessDenied, SecretUnavailable, VaultMiddlewareError
+from vault_middleware.devstack import DevStack, Proxy
+from vault_middleware.errors import SecretAccessDenied, SecretUnavailable
 
 from .load import Load, Report, misses, watched
-
-FAULTS: dict[str, Callable[[bool], Report]] = {}
-
-#: The longest a read may take that needs no server: a thread's turn on two busy cores, seconds.
-AT_ONCE = 0.5
-
-#: How soon everything has to work again after the server does, in seconds.
-RECOVERY = 5.0
-
-
-def fault(function: Callable[[bool], Report]) -> Callable[[bool], Report]:
-    """Enter *function* in the table."""
-    FAULTS[function.__name__] = function
-    return function
-
-
-def wait(seconds: float) -> None:
-    """Let the load run on for so long: the duration is what the fault is about, nothing is synchronised by it."""
-    threading.Event().wait(seconds)
-
-
-def settle(report: Report) -> None:
-    """What holds for every fault at the end."""
-    report.require(not report.failures, f"{len(report.failures)} requests failed")
-    report.require(report.leases_left <= 0, f"{report.leases_left} leases are left after the stop")
-    report.require(report.requests > 0, "there was no load")
-
-
-# -- TTLs
+from .table import fault, settle, wait, works
 
 
 @fault
@@ -64,82 +33,58 @@ def ttls_at_their_ends(short: bool) -> Report:
     return report
 
 
-# -- the server
+# -- what is not ours
 
 
-def _outage(report: Report, manager: SecretsManager, stack: DevStack, load: Load, down: Callable[[], None], up: Callable[[], None], seconds: float) -> None:  # fmt: skip
-    """Take the server away for *seconds*; cached reads go on, uncached ones fail at once, and all works again soon."""
-    down()
-    _works(manager)  # the load has reads that miss, too
-    load.timed_from = time.monotonic()
-    end = time.monotonic() + seconds
-    asked = 0
-    while time.monotonic() < end:
-        before = time.monotonic()
-        try:
-            manager.get_secret(f"api-gateway/never-read-{asked}")
-            report.problems.append("an uncached secret came from a server that is down")
-        except SecretUnavailable:
-            asked += 1
-        took = time.monotonic() - before
-        report.require(took < AT_ONCE, f"an uncached read waited {took:.2f} s for the dead server")
-        wait(0.25)
-    load.timed_from = float("inf")
-    up()
-    since = time.monotonic()
-    eventually(lambda: _works(manager), "recovery", 30)
-    took = time.monotonic() - since
-    report.notes.append(f"works again {took:.1f} s after the server; {asked} uncached reads refused at once meanwhile")
-    report.require(took <= RECOVERY, f"it took {took:.1f} s to work again")
-    report.require(report.slowest < AT_ONCE, f"a cached read took {report.slowest:.2f} s while the server was down")
-
-
-def _works(manager: SecretsManager) -> bool:
-    try:
-        return bool(manager.get_secret(STATIC, fresh=True))
-    except VaultMiddlewareError:
-        return False
-
-
-def _with_outage(name: str, done: str, seconds: float, down: Callable[[DevStack], None], up: Callable[[DevStack], None]) -> Report:  # fmt: skip
-    report = Report(name, f"{done} for {seconds:.0f} s; static TTL 2 s, lease 60 s")
-    with DevStack(lease_ttl=60, lease_max_ttl=300, token_ttl=300, token_max_ttl=600) as stack:
-        with watched(report, stack, VAULT_CACHE_TTL="2s") as manager, Load(manager, stack, report) as load:
-            wait(1.0)
-            _outage(report, manager, stack, load, lambda: down(stack), lambda: up(stack), seconds)
-            wait(2.0)
-    report.require(report.events["server_down"] == 1, f"{report.events['server_down']} outages were noticed, not one")
+@fault
+def a_given_token(short: bool) -> Report:
+    """``VAULT_AUTH_METHOD=token``: a second client with the same token notices nothing of our stop."""
+    seconds = 15 if short else 180
+    report = Report("a given token", f"static TTL 2 s, lease 4 s (max 12 s), a token of somebody else's, {seconds} s")
+    with DevStack(lease_ttl=4, lease_max_ttl=12, token_ttl=60, token_max_ttl=600) as stack:
+        token = stack.log_in()
+        given = {"VAULT_AUTH_METHOD": "token", "VAULT_TOKEN": token}
+        theirs = stack.request("GET", DYNAMIC, token=token)
+        with watched(report, stack, VAULT_CACHE_TTL="2s", **given) as manager, Load(manager, stack, report):
+            warm = misses(report)
+            wait(seconds)
+            report.misses = misses(report) - warm
+        report.require(stack.request("GET", STATIC.replace("/", "/data/"), token=token), "the token was revoked")
+        left = stack.leases()
+        ours = [lease for lease in left if not lease.startswith(theirs["lease_id"])]
+        report.require(not ours, f"{len(ours)} leases of ours are left")
+        report.leases_left = len(ours)
+    report.require(report.misses == 0, f"{report.misses} reads needed the server after warm-up")
+    report.require(report.events["token_revoked"] == 0, "a token was revoked that is not ours")
     settle(report)
     return report
 
 
 @fault
-def server_stopped(short: bool) -> Report:
-    return _with_outage(
-        "OpenBao silent",
-        "SIGSTOP",
-        5 if short else 20,
-        lambda stack: stack.bao.pause(),
-        lambda stack: stack.bao.resume(),
-    )
-
-
-@fault
-def server_killed(short: bool) -> Report:
-    return _with_outage(
-        "OpenBao killed and restarted",
-        "SIGKILL, the same storage again",
-        4 if short else 20,
-        lambda stack: stack.bao.kill(),
-        lambda stack: stack.bao.restart(),
-    )
-
-
-@fault
-def server_sealed(short: bool) -> Report:
-    return _with_outage(
-        "OpenBao sealed", "sealed", 4 if short else 20, lambda stack: stack.bao.seal(), lambda stack: stack.bao.unseal()
-    )
+def behind_a_proxy(short: bool) -> Report:
+    """``VAULT_AUTH_METHOD=proxy``: the lease is the proxy's, and a second client keeps it through our stop."""
+    seconds = 15 if short else 180
+    report = Report("behind OpenBao Proxy", f"static TTL 2 s, lease 4 s (max 12 s), {seconds} s, two clients")
+    with DevStack(lease_ttl=4, lease_max_ttl=12, token_ttl=60, token_max_ttl=600) as stack, Proxy(stack) as proxy:
+        second = Report("the second client")
+        with watched(second, stack, VAULT_CACHE_TTL="2s", **proxy.environ) as other:
+            with watched(report, stack, VAULT_CACHE_TTL="2s", **proxy.environ) as manager, Load(manager, stack, report):
+                warm = misses(report)
+                wait(seconds)
+                report.misses = misses(report) - warm
+                shared = (
+                    manager.get_dynamic_secret(DYNAMIC)["username"] == other.get_dynamic_secret(DYNAMIC)["username"]
+                )
+            report.require(shared, "the two clients do not share the proxy's lease")
+            credential = other.get_dynamic_secret(DYNAMIC)
+            works_still = stack.postgres.can_log_in(credential["username"], credential["password"])
+            report.require(works_still, "our stop took the second client's credential away")
+            report.require(other.get_secret(STATIC, fresh=True), "our stop took the proxy's token away")
+    report.leases_left = 0  # the lease is the proxy's
+    report.require(report.misses == 0, f"{report.misses} reads needed the proxy after warm-up")
+    report.require(report.events["lease_revoked"] == report.events["token_revoked"] == 0, "something was revoked")
+    settle(report)
+    return report
 
 
 # -- taken away from outside
@@ -156,7 +101,7 @@ def lease_revoked_outside(short: bool) -> Report:
                 before = manager.get_dynamic_secret(DYNAMIC)["username"]
                 for lease in stack.leases():
                     stack.revoke_lease(lease)
-                eventually(lambda: manager.get_dynamic_secret(DYNAMIC)["username"] != before, "a new lease")
+                eventually(partial(_has_new_user, manager, before), "a new lease")
             wait(1.0)
     report.notes.append(f"{load.rejected} uses failed, each once, of credentials that were in use at that moment")
     report.require(0 < load.rejected <= 3 * 16, "a request saw a dead credential more than once")
@@ -197,7 +142,7 @@ def policy_taken_away(short: bool) -> Report:
             wait(seconds)
             calls = len(stack.bao.audit_log()) - calls
             stack.write_policy()
-            eventually(lambda: _works(manager), "recovery", 10)
+            eventually(lambda: works(manager), "recovery", 10)
             accepted = load.accepted
             wait(2.0)
             report.require(load.accepted - accepted <= 16, "it was refused still after the policy came back")
@@ -253,7 +198,7 @@ def token_review_down(short: bool) -> Report:
             stack.kubernetes.available = True
             eventually(lambda: report.events["login"] >= 2, "the log-in", 12)
             wait(1.0)
-    gaps = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(tries)]
     report.notes.append(f"{len(tries)} tries, {', '.join(f'{gap:.1f}' for gap in gaps)} s apart")
     report.require(len(tries) >= 2, "it was not tried again")
     report.require(all(gap > 0.7 for gap in gaps), "tried again within the floor of 1 s")
@@ -307,37 +252,3 @@ def _has_new_user(manager: SecretsManager, old: str) -> bool:
         return bool(manager.get_dynamic_secret(DYNAMIC)["username"] != old)
     except SecretUnavailable:
         return False
-
-
-# -- the stop
-
-
-@fault
-def stop_while_a_call_hangs(short: bool) -> Report:
-    del short
-    report = Report("stop while a call hangs", "OpenBao stopped (SIGSTOP) in the middle of a fetch, then close()")
-    with DevStack() as stack:
-        with watched(report, stack, VAULT_SHUTDOWN_TIMEOUT="3s", VAULT_CLIENT_TIMEOUT="30s") as manager:
-            with Load(manager, stack, report):
-                wait(0.3)
-            stack.bao.pause()
-            hanging = threading.Thread(target=_swallow, args=(manager,), daemon=True)
-            hanging.start()
-            wait(0.1)
-            before = time.monotonic()
-            manager.close()
-            took = time.monotonic() - before
-            stack.bao.resume()
-        hanging.join(40)
-    report.notes.append(f"close() took {took:.1f} s of the 3 s it may take")
-    report.require(took < 3.5, f"close() took {took:.1f} s")
-    report.leases_left = 0  # the server did not answer: they end with their TTL
-    settle(report)
-    return report
-
-
-def _swallow(manager: SecretsManager) -> None:
-    try:
-        manager.get_secret("api-gateway/other")
-    except VaultMiddlewareError:
-        return
