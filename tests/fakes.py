@@ -98,6 +98,9 @@ class FakeVault:
     def close(self) -> None:
         """Nothing is open."""
 
+    def oldest_call(self, _now: float) -> float:
+        return 0.0
+
     def log_in(self, _timeout: float) -> Token:
         self._answer()
         return Token("canary-token", 0.0, False, math.inf, "", "auth/kubernetes/login", True)

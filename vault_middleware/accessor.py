@@ -36,15 +36,20 @@ class Identity(Protocol):
         """``("route", "/items/{id}")``, else ``("path", "/items/7")``."""
 
 
+#: How long a request goes on with a stale value before it asks again whether the server is back, in seconds.
+STALE_PIN = 1.0
+
+
 class _Held:
     """What the request has read once: the same object again, until its deadline."""
 
     __slots__ = ("entry", "repeat", "secret", "until")
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, now: float) -> None:
         self.entry = entry
         self.secret = entry.secret
-        self.until = entry.fresh_until
+        # In an outage: a stale value is looked at again now and then, not for each of its reads.
+        self.until = entry.fresh_until if now < entry.fresh_until else min(entry.stale_until, now + STALE_PIN)
         # next() on a count is atomic, where += on an integer loses updates between threads.
         self.repeat: Callable[[], int] = itertools.count().__next__
 
@@ -205,7 +210,7 @@ class RequestSecrets:
         """Pin *entry* for the rest of the request, unless another thread of it has pinned a valid one meanwhile."""
         if self._beside is not None:  # a scope was opened meanwhile
             return self._beside._keep(key, entry, fresh)
-        held = _Held(entry)
+        held = _Held(entry, self._clock())
         before = self._held.setdefault(key, held)
         if before is not held:
             same_kind = (before.entry.holds is None) is (entry.holds is None)

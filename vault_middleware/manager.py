@@ -119,7 +119,7 @@ class SecretsManager:
         Parameters
         ----------
         wait
-            False: do not wait for the server, whatever ``VAULT_STARTUP`` says.
+            False: do not wait for the server; what an eager start fetches is fetched in the background.
 
         Raises
         ------
@@ -137,7 +137,9 @@ class SecretsManager:
         engine.start()
         self._exits.install()
         self._emit(Started(os.getpid()))
-        if wait and self.config.startup == "eager":
+        if self.config.startup == "eager" and not wait:
+            engine.warm_up_aside()
+        elif self.config.startup == "eager":
             failure: VaultMiddlewareError | None = None
             try:
                 engine.warm_up(self.config.startup_timeout)
@@ -185,11 +187,18 @@ class SecretsManager:
         """Whether it is started and not closed."""
         return self._started
 
+    @property
+    def ready(self) -> bool:
+        """Whether the first warm-up is over, and it is not closed; an outage after that changes nothing.
+
+        A lazy start is ready at once.
+        """
+        return not self._closed and (self.config.startup == "lazy" or self._engine.warm)
+
     def _after_fork(self) -> None:
         """In a forked child: fresh locks, threads and connections; the static cache is kept, the rest is the parent's."""
         parent = self._engine
         self._lock = threading.Lock()
-        self._metrics.after_fork()
         self._audit.after_fork()
         if self._closed:
             return
@@ -297,7 +306,7 @@ class SecretsManager:
 
         Times are in seconds from now.
         """
-        return {"started": self._started, "closed": self._closed, **self._engine.health()}
+        return {"started": self._started, "closed": self._closed, "ready": self.ready, **self._engine.health()}
 
     def __repr__(self) -> str:
         state = "started" if self._started else "closed" if self._closed else "not started"
@@ -311,8 +320,11 @@ def _dynamic(entry: Entry) -> DynamicSecret:
 
 
 def _after_fork() -> None:
+    Metrics.after_fork_in_child()
     for manager in list(_managers):
         manager._after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(
+    before=Metrics.before_any_fork, after_in_parent=Metrics.after_fork_in_parent, after_in_child=_after_fork
+)

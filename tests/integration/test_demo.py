@@ -43,7 +43,7 @@ from vault_middleware.devstack import stack
 from vault_middleware.devstack.layout import Layout
 
 demo.LEASE_TTL, demo.LEASE_MAX_TTL = 2, 5
-demo.Demo._wait.__defaults__ = ({patience},)
+demo.PATIENCE = {patience}
 policy = Layout.policy
 {what}
 sys.exit(main(["demo", "--once", "--deployment", "{deployment}"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from vault_middleware.errors import (
     VaultMiddlewareError,
     VaultUnavailable,
 )
+from vault_middleware.vault.client import VaultClient
 
 
 @pytest.fixture
@@ -448,3 +450,13 @@ def test_a_forked_child_keeps_the_static_cache_and_leaves_the_rest_to_its_parent
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert manager.started
     assert manager.get_dynamic_secret(DYNAMIC).lease == lease
+
+
+# -- the stand-in of these tests
+
+
+def test_the_fake_has_every_call_of_the_client() -> None:
+    calls = {
+        name for name, value in vars(VaultClient).items() if inspect.isfunction(value) and not name.startswith("_")
+    }
+    assert calls <= set(dir(FakeVault))

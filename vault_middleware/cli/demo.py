@@ -160,7 +160,10 @@ class Demo:
 
     def _reads(self, url: str) -> None:
         self._say("\nReading secrets:")
-        first = httpx.get(f"{url}/key", trust_env=False).json()
+        answer = httpx.get(f"{url}/key", trust_env=False)
+        if answer.status_code != 200:
+            raise Failed(f"the first read was answered with {answer.status_code}")
+        first = answer.json()
         again = min(httpx.get(f"{url}/key", trust_env=False).json()["microseconds"] for _ in range(20))
         outcomes = [line["outcome"] for line in self._lines("secret_access") if line["kind"] == "static"]
         if outcomes[:1] != ["miss"] or set(outcomes[1:]) != {"hit"}:
@@ -257,7 +260,8 @@ class Demo:
         return next(self._lines(event))
 
     @staticmethod
-    def _wait(happened: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+    def _wait(happened: Callable[[], object], what: str, seconds: float | None = None) -> None:
+        seconds = PATIENCE if seconds is None else seconds
         deadline = time.monotonic() + seconds
         pause = threading.Event()
         while not happened():

@@ -29,7 +29,7 @@ from .keeper import Keeper
 from .leases import Leases
 from .reader import Callback, Reader
 from .session import Session
-from .statics import Statics
+from .statics import FORK_SPREAD, Statics
 
 __all__ = ["Engine"]
 
@@ -63,6 +63,9 @@ class Engine:
     ) -> None:
         uniform = uniform or random.Random().uniform  # a seed of its own in each process
         self._config = config
+        self._uniform = uniform
+        #: Whether the first warm-up is over.
+        self.warm = False
         self._metrics = metrics
         self._clock = clock
         self.closing = threading.Event()
@@ -152,6 +155,16 @@ class Engine:
             if lasting or pause <= 0 or self.closing.wait(pause):
                 raise failure
 
+    def warm_up_aside(self) -> None:
+        """As :meth:`warm_up`, in the background and as often as it takes; workers that start at once spread out."""
+        task = Task(self._warm_up_or_again, group="log-in", deadline=lambda: 0.0)
+        self.renewer.schedule(task, self._clock() + self._uniform(0.0, FORK_SPREAD))
+
+    def _warm_up_or_again(self) -> float | None:
+        if self._try_to_warm_up(self._clock() + self._config.request_timeout) is None:
+            return None
+        return self._clock() + self._uniform(0.75, 1.0)
+
     def _try_to_warm_up(self, deadline: float) -> VaultMiddlewareError | None:
         left = max(0.1, min(self._config.request_timeout, deadline - self._clock()))
         try:
@@ -162,6 +175,7 @@ class Engine:
                 self.reader.get(path, fresh=False, timeout=left, correlation_id=None)
         except VaultMiddlewareError as error:
             return error.with_traceback(None)
+        self.warm = True
         return None
 
     def stop(self, timeout: float) -> None:

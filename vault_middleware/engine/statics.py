@@ -23,7 +23,7 @@ USED_WITHIN = 12
 #: (seconds; at the instant of the rotation the server may still answer with the old one).
 ROLE_SETTLES, ROLE_POLL, ROLE_PATIENCE = 0.5, 0.25, 10.0
 
-#: Over so many seconds the workers of one server spread their first refreshes of what they inherited.
+#: Over so many seconds the workers of one server spread their first fetches in the background.
 FORK_SPREAD = 2.0
 
 

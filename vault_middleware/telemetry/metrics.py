@@ -55,10 +55,12 @@ class Metrics:
     """
 
     _making = threading.Lock()
+    _paused: ClassVar[list[Metrics]] = []
     _made: ClassVar[weakref.WeakKeyDictionary[CollectorRegistry, Metrics]] = weakref.WeakKeyDictionary()
 
     def __init__(self, registry: CollectorRegistry, *, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
+        #: Held by whoever calls prometheus_client, so that a fork can wait until nobody does.
         self._lock = threading.Lock()
         self._hits, self._misses, self._stale = _Tally(), _Tally(), _Tally()
         self.hit = self._hits.add
@@ -89,15 +91,18 @@ class Metrics:
 
     def error(self, reason: str) -> None:
         """Count one read that gave nothing, or nothing that could be audited."""
-        self._counts.errors.labels(reason if reason in REASONS else "error").inc()
+        with self._lock:
+            self._counts.errors.labels(reason if reason in REASONS else "error").inc()
 
     def observe_call(self, operation: str, seconds: float) -> None:
         """One call to the server, answered or not."""
-        self._counts.calls.labels(operation).observe(seconds)
+        with self._lock:
+            self._counts.calls.labels(operation).observe(seconds)
 
     def observe_fetch(self, seconds: float) -> None:
         """One fetch of a secret, with every call and try that it took."""
-        self._counts.fetches.observe(seconds)
+        with self._lock:
+            self._counts.fetches.observe(seconds)
 
     def flush(self) -> None:
         """Move what was gathered into the Prometheus counters; nothing is lost, nothing counted twice."""
@@ -110,6 +115,10 @@ class Metrics:
 
     def __call__(self, event: Event) -> None:
         """Count a fact."""
+        with self._lock:
+            self._count(event)
+
+    def _count(self, event: Event) -> None:
         counts = self._counts
         match event:
             case LeaseRenewed():
@@ -167,10 +176,9 @@ class Metrics:
                 self._show()
 
     def _server(self, up: float) -> None:
-        with self._lock:
-            self._server_up = up
-            if self._states:
-                self._show()
+        self._server_up = up
+        if self._states:
+            self._show()
 
     def _show(self) -> None:
         """Set the gauges; under the lock."""
@@ -187,6 +195,27 @@ class Metrics:
         gauges.server_up.set(self._server_up)
 
     # -- fork
+
+    @classmethod
+    def before_any_fork(cls) -> None:
+        """Let nothing of ours hold a lock of prometheus_client's, which a forked child would find locked for ever."""
+        cls._paused = list(cls._made.values())
+        for metrics in cls._paused:
+            metrics._lock.acquire()
+
+    @classmethod
+    def after_fork_in_parent(cls) -> None:
+        """Go on counting."""
+        for metrics in cls._paused:
+            metrics._lock.release()
+        cls._paused = []
+
+    @classmethod
+    def after_fork_in_child(cls) -> None:
+        """Count anew, for this process."""
+        for metrics in cls._paused:
+            metrics.after_fork()
+        cls._paused = []
 
     def after_fork(self) -> None:
         """In a forked child: what was gathered and not flushed is the parent's to flush, and so is its state."""
