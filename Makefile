@@ -4,6 +4,7 @@
 #   make demo ONCE=1     the same, ending by itself
 #   make test            the tests, on PYTHON (default: python3)
 #   make test-all        the tests on every Python of 3.11, 3.12 and 3.13 that is there
+#   make reliability     the fault table at full length, with a report (about 20 minutes)
 #   make lint            ruff, mypy and import-linter
 #   make format          let ruff put the layout right
 #   make clean           away with everything that was made
@@ -14,7 +15,7 @@ VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all reliability lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vault-middleware demo $(if $(ONCE),--once)
@@ -26,6 +27,9 @@ test-all:
 	@for version in 3.11 3.12 3.13; do \
 	  if python$$version -c '' 2>/dev/null; then $(MAKE) test PYTHON=python$$version || exit 1; fi; \
 	done
+
+reliability: $(VENV)/.installed
+	$(BIN)/python -m tests.reliability $(FAULTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -343,6 +343,7 @@ def test_its_health_is_json_without_a_value(manager: SecretsManager, vault: Fake
     assert json.loads(text) == {
         "started": True,
         "closed": False,
+        "ready": True,
         "server": {"up": True, "last_error": None},
         "token": {"valid": True, "ttl": None, "last_error": None},
         "leases": {"active": 1, "draining": 0, "soonest_expiry": LEASE},
