@@ -10,28 +10,25 @@ from __future__ import annotations
 
 import argparse
 import gc
-import http.client
-import json
 import os
 import sys
 import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
 from vault_middleware import SecretConfig, SecretsManager
-from vault_middleware.devstack import DevStack
-from vault_middleware.devstack.layout import NAMESPACE
 from vault_middleware.engine.leases import Leased
 
-#: Threads that write the secrets, and that read them.
-WRITERS, READERS = 4, 8
+from .leased_kv import LeasedKV
+
+#: Threads that read the secrets for the first time.
+READERS = 8
 
 
 class Watch:
@@ -89,39 +86,6 @@ class Watch:
         return len(leases) / (time.monotonic() - before)
 
 
-@contextmanager
-def served(mounts: int, leases: int, ttl: int) -> Iterator[tuple[DevStack, list[str]]]:
-    """A server with that many secrets of *ttl* seconds over *mounts* engines, and their paths."""
-    names = [f"leased-{number}" for number in range(mounts)]
-    paths = [f"{names[number % mounts]}/{number}" for number in range(leases)]
-    with DevStack(token_ttl=3600, token_max_ttl=36000) as stack:
-        for name in names:
-            stack.mount_kv(name, version=1, leased=True)
-            stack.permit(f"{name}/*", "read")
-        body = json.dumps({"value": "x" * 24, "ttl": f"{ttl}s"})
-        with ThreadPoolExecutor(WRITERS) as pool:
-            list(pool.map(lambda first: _write(stack, paths[first::WRITERS], body), range(WRITERS)))
-        yield stack, paths
-
-
-def _write(stack: DevStack, paths: list[str], body: str) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", stack.bao.port, timeout=30)
-    for path in paths:
-        connection.request("POST", f"/v1/{NAMESPACE}/{path}", body, {"X-Vault-Token": stack.bao.root_token})
-        with connection.getresponse() as answer:
-            answer.read()
-            assert answer.status == http.client.NO_CONTENT, answer.status
-    connection.close()
-
-
-def at_the_server(stack: DevStack, mounts: int) -> int:
-    """How many of the secrets have a lease that lives, by the server's own word."""
-    found = 0
-    for number in range(mounts):
-        found += len(stack._list_leases(stack.layout.lease_prefix(f"leased-{number}/")))
-    return found
-
-
 def resident() -> int:
     """Bytes of memory that this process has in use."""
     gc.collect()
@@ -149,33 +113,34 @@ def total(registry: CollectorRegistry, name: str) -> int:
 def measure(options: argparse.Namespace, say: Callable[[str], None]) -> list[str]:
     """Do it all; what was promised and did not hold."""
     problems: list[str] = []
-    with served(options.mounts, options.leases, options.ttl) as (stack, paths), tempfile.TemporaryDirectory() as folder:
+    server = LeasedKV(mounts=options.mounts, secrets=options.leases, ttl=options.ttl)
+    with server.running(), tempfile.TemporaryDirectory() as folder:
         registry = CollectorRegistry()
         environ = {
-            **stack.environ,
+            **server.environ,
             "VAULT_MAX_LEASES": str(options.leases),
             "VAULT_AUDIT_LOG": str(Path(folder, "audit.jsonl")),
         }
         manager = SecretsManager(SecretConfig.from_env(environ), registry=registry)
         watch = Watch(manager, options.ttl)
         with manager:
-            manager.get_secret("shared/jwt")
+            manager.get_dynamic_secret(server.paths[0])
             before = resident()
             began = time.monotonic()
             with ThreadPoolExecutor(READERS) as pool:
-                list(pool.map(manager.get_dynamic_secret, paths))
+                list(pool.map(manager.get_dynamic_secret, server.paths))
             took = time.monotonic() - began
-            per_lease = (resident() - before) / len(paths)
-            say(f"{len(paths)} leases of {options.ttl} s in {options.mounts} mounts, issued in {took:.1f} s")
+            per_lease = (resident() - before) / len(server.paths)
+            say(f"{len(server.paths)} leases of {options.ttl} s in {options.mounts} mounts, issued in {took:.1f} s")
             say(f"memory a lease: {per_lease / 1024:.2f} KiB (growth of the resident set)")
             problems += _run(manager, watch, registry, options.seconds, say)
-            there = at_the_server(stack, options.mounts)
-            if there != len(paths):
-                problems.append(f"the server has {there} of {len(paths)} leases")
-            say(f"resident set a lease at the end: {(resident() - before) / len(paths) / 1024:.2f} KiB")
+            there = server.leases()
+            if there != len(server.paths):
+                problems.append(f"the server has {there} of {len(server.paths)} leases")
+            say(f"resident set a lease at the end: {(resident() - before) / len(server.paths) / 1024:.2f} KiB")
             _at_once(manager, watch, options.mounts, say)
             began = time.monotonic()
-        say(f"stop: {time.monotonic() - began:.1f} s, {_gone(stack, options.mounts)}")
+        say(f"stop: {time.monotonic() - began:.1f} s, {_gone(server)}")
     return problems
 
 
@@ -223,10 +188,10 @@ def _at_once(manager: SecretsManager, watch: Watch, mounts: int, say: Callable[[
         say(f"all due at one instant: {mounts} mounts sustain {watch.all_at_once(live):.0f} renewals/s")
 
 
-def _gone(stack: DevStack, mounts: int) -> str:
+def _gone(server: LeasedKV) -> str:
     """How long the server took to end what the stop revoked: the token, and with it the leases."""
     began = time.monotonic()
-    while (left := at_the_server(stack, mounts)) and time.monotonic() - began < 60:
+    while (left := server.leases()) and time.monotonic() - began < 60:
         threading.Event().wait(0.2)
     return f"{left} leases left at the server after {time.monotonic() - began:.1f} s more"
 

@@ -16,11 +16,9 @@ from starlette.routing import Route
 from vault_middleware import VaultMiddleware
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:8081")
-DATABASE = {
-    "host": os.environ.get("DATABASE_HOST", "127.0.0.1"),
-    "port": os.environ.get("DATABASE_PORT", "5432"),
-    "dbname": os.environ.get("DATABASE_NAME", "postgres"),
-}
+DATABASE_HOST = os.environ.get("DATABASE_HOST", "127.0.0.1")
+DATABASE_PORT = os.environ.get("DATABASE_PORT", "5432")
+DATABASE_NAME = os.environ.get("DATABASE_NAME", "postgres")
 
 
 def forward(request: Request) -> Response:
@@ -38,7 +36,13 @@ def forward(request: Request) -> Response:
 def who(request: Request) -> Response:
     """The database's own word for who asks: a user that Vault has made for this process."""
     credential = request.state.secrets.get_dynamic_secret("database/creds/api-gateway")
-    with psycopg.connect(user=credential["username"], password=credential["password"], **DATABASE) as connection:
+    with psycopg.connect(
+        user=credential["username"],
+        password=credential["password"],
+        host=DATABASE_HOST,
+        port=DATABASE_PORT,
+        dbname=DATABASE_NAME,
+    ) as connection:
         row = connection.execute("SELECT current_user").fetchone()
     return JSONResponse({"database_user": row[0] if row else None})
 

@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:8081")
-DATABASE = {
-    "host": os.environ.get("DATABASE_HOST", "127.0.0.1"),
-    "port": os.environ.get("DATABASE_PORT", "5432"),
-    "dbname": os.environ.get("DATABASE_NAME", "postgres"),
-}
+DATABASE_HOST = os.environ.get("DATABASE_HOST", "127.0.0.1")
+DATABASE_PORT = os.environ.get("DATABASE_PORT", "5432")
+DATABASE_NAME = os.environ.get("DATABASE_NAME", "postgres")
 
 
 def gateway(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -39,7 +37,13 @@ def gateway(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
         return [answer.content]
     if path == "/who":
         credential = secrets.get_dynamic_secret("database/creds/api-gateway")
-        with psycopg.connect(user=credential["username"], password=credential["password"], **DATABASE) as connection:
+        with psycopg.connect(
+            user=credential["username"],
+            password=credential["password"],
+            host=DATABASE_HOST,
+            port=DATABASE_PORT,
+            dbname=DATABASE_NAME,
+        ) as connection:
             row = connection.execute("SELECT current_user").fetchone()
         start_response("200 OK", [("Content-Type", "application/json")])
         return [json.dumps({"database_user": row[0] if row else None}).encode()]

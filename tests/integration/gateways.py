@@ -51,10 +51,7 @@ asgi = VaultMiddleware(_starlette)
 
 
 def _application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    if environ["PATH_INFO"] == "/pid":
-        body = str(os.getpid())
-    else:
-        body = _user(environ["vault_middleware.secrets"])
+    body = str(os.getpid()) if environ["PATH_INFO"] == "/pid" else _user(environ["vault_middleware.secrets"])
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [body.encode()]
 

@@ -51,7 +51,7 @@ def test_a_sealed_server_is_named(stack: DevStack) -> None:
 
 
 def test_a_wrong_role_is_named(stack: DevStack) -> None:
-    with pytest.raises(AuthenticationError, match="'nobody'.*check VAULT_ROLE"):
+    with pytest.raises(AuthenticationError, match=r"'nobody'.*check VAULT_ROLE"):
         start(settings(stack, VAULT_ROLE="nobody"))
 
 
@@ -80,7 +80,7 @@ def test_a_wrong_audience_is_named(stack: DevStack) -> None:
 
 
 def test_a_wrong_mount_of_the_auth_method_is_named_with_every_answer(stack: DevStack) -> None:
-    with pytest.raises(AuthenticationError, match="lotabots/auth/k8s/login.*; auth/k8s/login.*VAULT_AUTH_MOUNT"):
+    with pytest.raises(AuthenticationError, match=r"lotabots/auth/k8s/login.*; auth/k8s/login.*VAULT_AUTH_MOUNT"):
         start(settings(stack, VAULT_AUTH_MOUNT="k8s", VAULT_STARTUP_TIMEOUT="300ms"))
 
 

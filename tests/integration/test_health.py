@@ -28,7 +28,10 @@ def over_asgi(manager: Any, path: str) -> tuple[int, dict[str, Any]]:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(health_asgi(manager)({"type": "http", "path": path}, receive, send))
+    async def ask() -> None:
+        await health_asgi(manager)({"type": "http", "path": path}, receive, send)
+
+    asyncio.run(ask())
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
@@ -57,7 +60,7 @@ def test_a_pod_is_live_whatever_vault_does_and_ready_only_when_warm(stack: DevSt
         assert manager.started, "the probe starts what waits for it"
         stack.bao.resume()
         eventually(lambda: ask(manager, "/health/ready")[0] == 200, "readiness")
-        assert manager._engine.cache.entries[STATIC]
+        assert STATIC in manager._engine.cache.entries
         stack.bao.pause()
         assert ask(manager, "/health/ready") == (200, {"ready": True})
         assert ask(manager, "/health/live")[0] == 200

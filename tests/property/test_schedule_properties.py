@@ -42,7 +42,7 @@ def test_a_wait_after_a_failure_is_in_proportion_to_what_is_left_and_never_under
     failures: int, left: float, seed: int
 ) -> None:
     wait = lease_wait(failures, left, random.Random(seed).uniform)
-    assert FLOOR <= wait
+    assert wait >= FLOOR
     assert wait <= max(FLOOR, left / 4, 0)
     assert wait <= 300.0
     if left >= 4.0:

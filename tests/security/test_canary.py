@@ -90,8 +90,9 @@ def test_no_value_and_no_token_is_seen_anywhere_through_a_whole_life(
 
         users: set[str] = set()
         with RequestSecrets(manager) as request:
-            secrets = [request.get_secret(STATIC), request.get_secret(JWT), request.get_dynamic_secret(DYNAMIC)]
-            canaries |= {secrets[2]["password"]}
+            dynamic = request.get_dynamic_secret(DYNAMIC)
+            secrets = [request.get_secret(STATIC), request.get_secret(JWT), dynamic]
+            canaries |= {dynamic["password"]}
 
             def rotated() -> bool:
                 note()
@@ -118,7 +119,7 @@ def test_no_value_and_no_token_is_seen_anywhere_through_a_whole_life(
                 printed(
                     *secrets,
                     secrets[1]["keys"],
-                    secrets[2].lease,
+                    dynamic.lease,
                     request,
                     manager,
                     manager.config,

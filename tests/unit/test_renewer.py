@@ -26,9 +26,9 @@ class Inline(Workers):
 
     def __init__(self) -> None:
         super().__init__("inline", size=1, per_group=1)
-        self.held: list[Callable[[], None]] | None = None
+        self.held: list[Callable[[], object]] | None = None
 
-    def submit(self, group: str, deadline: float, job: Callable[[], None]) -> bool:
+    def submit(self, group: str, deadline: float, job: Callable[[], object]) -> bool:
         if self.held is not None:
             self.held.append(job)
         else:
@@ -147,7 +147,7 @@ def test_the_thread_runs_what_is_due_and_ends_with_the_stop() -> None:
     renewer = Renewer(Workers("test", size=1, per_group=1))
     ran = threading.Event()
     renewer.start()
-    renewer.schedule(Task(lambda: ran.set(), group="kv/", deadline=lambda: 0.0), 0.0)  # type: ignore[func-returns-value]
+    renewer.schedule(Task(ran.set, group="kv/", deadline=lambda: 0.0), 0.0)
     assert ran.wait(WAIT)
     assert renewer.alive
     renewer.stop(WAIT)
@@ -168,7 +168,7 @@ def test_the_thread_is_started_again_if_it_dies(caplog: pytest.LogCaptureFixture
 
     renewer.run_due = dies_once  # type: ignore[method-assign]
     renewer.start()
-    renewer.schedule(Task(lambda: ran.set(), group="kv/", deadline=lambda: 0.0), 0.0)  # type: ignore[func-returns-value]
+    renewer.schedule(Task(ran.set, group="kv/", deadline=lambda: 0.0), 0.0)
     assert ran.wait(WAIT)
     assert "the renewer died" in caplog.text
     renewer.stop(WAIT)

@@ -28,7 +28,7 @@ def test_jobs_of_one_group_run_side_by_side_up_to_the_groups_bound() -> None:
 def test_a_group_that_hangs_leaves_the_other_groups_their_threads() -> None:
     workers = Workers("test", size=2, per_group=1)
     hang, other = threading.Event(), threading.Event()
-    workers.submit("database/", 0.0, lambda: bool(hang.wait(WAIT)))  # type: ignore[arg-type,func-returns-value]
+    workers.submit("database/", 0.0, lambda: hang.wait(WAIT))
     for _ in range(5):
         workers.submit("database/", 0.0, lambda: None)
     workers.submit("kv/", 1.0, other.set)
@@ -50,7 +50,12 @@ def test_the_earliest_deadline_goes_first() -> None:
 
     workers.submit("a/", 0.0, first)
     assert entered.wait(WAIT)
-    workers.submit("a/", 30.0, lambda: (order.append("last"), finished.set())[0])
+
+    def last() -> None:
+        order.append("last")
+        finished.set()
+
+    workers.submit("a/", 30.0, last)
     workers.submit("b/", 20.0, lambda: order.append("second"))
     workers.submit("c/", 10.0, lambda: order.append("first"))
     hang.set()

@@ -18,7 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="start real servers and show the whole life of a secret")
-    demo.add_argument("--once", action="store_true", help="end by itself; the exit status says whether all of it happened")
+    demo.add_argument(
+        "--once", action="store_true", help="end by itself; the exit status says whether all of it happened"
+    )
     demo.add_argument(
         "--deployment",
         choices=("namespace", "community", "root-auth"),
