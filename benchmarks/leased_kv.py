@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from vault_middleware.devstack.layout import NAMESPACE
 from vault_middleware.devstack.openbao import OpenBao, Refused
@@ -23,9 +24,9 @@ from vault_middleware.devstack.process import Process, on_free_port, package_fol
 _ROOT_TOKEN = "root-of-a-benchmark"
 _WRITERS = 4
 
-_POLICY = f"""\
-path "{NAMESPACE}/*" {{ capabilities = ["read"] }}
-path "{NAMESPACE}/sys/leases/*" {{ capabilities = ["update"] }}
+_POLICY = """\
+path "*" { capabilities = ["read"] }
+path "sys/leases/*" { capabilities = ["update"] }
 """
 
 
@@ -63,24 +64,27 @@ class LeasedKV:
         self._process.wait_ready(lambda: self._bao.health() == http.client.OK, 15.0)
 
     def _set_up(self) -> None:
-        ask = self._bao.request
-        ask("POST", f"sys/namespaces/{NAMESPACE}")
+        self._bao.request("POST", f"sys/namespaces/{NAMESPACE}")
         for name in self.mounts:
-            ask("POST", f"{NAMESPACE}/sys/mounts/{name}", {"type": "kv"})
-        ask("POST", "sys/policies/acl/benchmark", {"policy": _POLICY})
-        ask("POST", "sys/auth/approle", {"type": "approle"})
+            self._ask("POST", f"sys/mounts/{name}", {"type": "kv"})
+        self._ask("POST", "sys/policies/acl/benchmark", {"policy": _POLICY})
+        self._ask("POST", "sys/auth/approle", {"type": "approle"})
         role = {"token_policies": ["benchmark"], "token_ttl": "1h", "token_max_ttl": "10h"}
-        ask("POST", "auth/approle/role/benchmark", role)
+        self._ask("POST", "auth/approle/role/benchmark", role)
         self.environ = {
             "VAULT_ADDR": self._bao.address,
             "VAULT_NAMESPACE": NAMESPACE,
             "VAULT_AUTH_METHOD": "approle",
-            "VAULT_AUTH_NAMESPACE": "",
-            "VAULT_ROLE_ID": ask("GET", "auth/approle/role/benchmark/role-id")["data"]["role_id"],
-            "VAULT_SECRET_ID": ask("POST", "auth/approle/role/benchmark/secret-id")["data"]["secret_id"],
+            "VAULT_ROLE_ID": self._ask("GET", "auth/approle/role/benchmark/role-id")["role_id"],
+            "VAULT_SECRET_ID": self._ask("POST", "auth/approle/role/benchmark/secret-id")["secret_id"],
         }
         with ThreadPoolExecutor(_WRITERS) as pool:
             list(pool.map(lambda first: self._write(self.paths[first::_WRITERS]), range(_WRITERS)))
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One call below the namespace; the answer's data."""
+        data: dict[str, Any] = self._bao.request(method, f"{NAMESPACE}/{path}", body).get("data") or {}
+        return data
 
     def _write(self, paths: list[str]) -> None:
         body = json.dumps({"value": "x" * 24, "ttl": f"{self._ttl}s"})
@@ -97,10 +101,8 @@ class LeasedKV:
         found = 0
         for name in self.mounts:
             try:
-                answer = self._bao.request("LIST", f"{NAMESPACE}/sys/leases/lookup/{name}/")
+                found += len(self._ask("LIST", f"sys/leases/lookup/{name}/")["keys"])
             except Refused as error:
                 if error.status != http.client.NOT_FOUND:
                     raise
-            else:
-                found += len(answer["data"]["keys"])
         return found

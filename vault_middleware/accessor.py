@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+import os
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from .cache import Entry, Key
 from .errors import AccessorClosed
 from .holds import Holds
 from .manager import SecretsManager
 from .secret import DynamicSecret, Secret
+from .telemetry.audit import Context
 
 __all__ = ["Identity", "RequestSecrets", "activate", "current_secrets", "deactivate"]
 
@@ -40,18 +42,37 @@ class Identity(Protocol):
 STALE_PIN = 1.0
 
 
-class _Held:
-    """What the request has read once: the same object again, until its deadline."""
+class _Repeat:
+    """A pin that is read again: everything that such a read needs at hand, valid before the monotonic time *until*.
 
-    __slots__ = ("entry", "repeat", "secret", "until")
+    Attributes
+    ----------
+    count
+        Counts a read: here, and in the metrics from which *hits* came, in one step that no other thread can divide.
+    """
 
-    def __init__(self, entry: Entry, now: float) -> None:
-        self.entry = entry
-        self.secret = entry.secret
-        # In an outage: a stale value is looked at again now and then, not for each of its reads.
-        self.until = entry.fresh_until if now < entry.fresh_until else min(entry.stale_until, now + STALE_PIN)
-        # next() on a count is atomic, where += on an integer loses updates between threads.
-        self.repeat: Callable[[], int] = itertools.count().__next__
+    __slots__ = ("_reads", "count", "entry", "leased", "secret", "until")
+
+    def __init__(self, entry: Entry, until: float, hits: Iterator[int]) -> None:
+        self.entry: Final = entry
+        self.secret: Final = entry.secret
+        self.leased: Final = entry.holds is not None
+        self.until: Final = until
+        self._reads = enumerate(hits)
+        self.count: Final = self._reads.__next__
+
+    @property
+    def reads(self) -> int:
+        """How many were counted; to ask counts nothing."""
+        state: Any = self._reads.__reduce__()
+        return int(state[1][1])
+
+
+#: Held while what a request has pinned changes in more than one place; by a hit that is its first or a repeat, never.
+_changing = threading.Lock()
+
+#: The repeats of a request that has none.
+_NONE: Final[dict[Key, _Repeat]] = {}
 
 
 class RequestSecrets:
@@ -66,26 +87,26 @@ class RequestSecrets:
         "_beside",
         "_clock",
         "_closed",
-        "_context",
-        "_dynamic",
-        "_held",
-        "_hit",
         "_holds",
         "_identity",
         "_manager",
         "_outer",
+        "_pins",
+        "_repeats",
+        "context",
     )
 
     def __init__(self, manager: SecretsManager, identity: Identity | None = None) -> None:
         self._manager = manager
         self._identity = identity
-        self._context: str | None = None
-        self._held: dict[Key, _Held] = {}
-        self._dynamic: dict[str, _Held] = {}
-        self._holds: dict[Holds, None] = {}
-        self._closed = False
         self._clock = manager.clock
-        self._hit = manager.count_hit
+        #: The audit line's part about this request; made at the first read, as little is known and wanted before.
+        self.context: Context = ""
+        # What was read once, and of that what was read again.
+        self._pins: dict[Key, Entry] = {}
+        self._repeats = _NONE
+        self._holds: dict[Holds, None] | None = None
+        self._closed = False
         # Within a scope of ours: whose scope this is. Once a scope was opened: who reads for us outside of all of them.
         self._outer: RequestSecrets | None = None
         self._beside: RequestSecrets | None = None
@@ -116,13 +137,15 @@ class RequestSecrets:
             The request has ended.
         """
         key: Key = path if version is None else (path, version)
-        held = self._held.get(key)
-        if held is not None and not fresh and self._clock() < held.until:
-            held.repeat()
-            self._hit()
-            return held.secret
-        if (inner := self._before()) is not None:
+        repeat = self._repeats.get(key)
+        if repeat is not None and not fresh and self._clock() < repeat.until:
+            repeat.count()
+            return repeat.secret
+        if (self._closed or self._beside is not None) and (inner := self._before()) is not None:
             return inner.get_secret(path, version=version, fresh=fresh, timeout=timeout)
+        secret = self._at_hand(key, False, fresh)
+        if secret is not None:
+            return secret
         return self._keep(key, self._manager.gate.read(key, False, fresh, timeout, self), fresh)
 
     def get_dynamic_secret(self, path: str, *, timeout: float | None = None) -> DynamicSecret:
@@ -133,39 +156,45 @@ class RequestSecrets:
         SecretNotDynamic
             The path answers without a lease; and what :meth:`get_secret` raises.
         """
-        held = self._dynamic.get(path)
-        if held is not None and self._clock() < held.until:
-            held.repeat()
-            self._hit()
-            return held.secret  # type: ignore[return-value]
-        if (inner := self._before()) is not None:
+        repeat = self._repeats.get(path)
+        if repeat is not None and repeat.leased and self._clock() < repeat.until:
+            repeat.count()
+            return repeat.secret  # type: ignore[return-value]
+        if (self._closed or self._beside is not None) and (inner := self._before()) is not None:
             return inner.get_dynamic_secret(path, timeout=timeout)
-        return self._keep(path, self._manager.gate.read(path, True, False, timeout, self))  # type: ignore[return-value]
+        secret = self._at_hand(path, True)
+        if secret is None:
+            secret = self._keep(path, self._manager.gate.read(path, True, False, timeout, self))
+        return secret  # type: ignore[return-value]
 
     async def aget_secret(
         self, path: str, *, version: int | None = None, fresh: bool = False, timeout: float | None = None
     ) -> Secret:
         """As :meth:`get_secret`, for the event loop: a hit is immediate, a miss does not block it."""
         key: Key = path if version is None else (path, version)
-        held = self._held.get(key)
-        if held is not None and not fresh and self._clock() < held.until:
-            held.repeat()
-            self._hit()
-            return held.secret
-        if (inner := self._before()) is not None:
+        repeat = self._repeats.get(key)
+        if repeat is not None and not fresh and self._clock() < repeat.until:
+            repeat.count()
+            return repeat.secret
+        if (self._closed or self._beside is not None) and (inner := self._before()) is not None:
             return await inner.aget_secret(path, version=version, fresh=fresh, timeout=timeout)
+        secret = self._at_hand(key, False, fresh)
+        if secret is not None:
+            return secret
         return self._keep(key, await self._manager.gate.aread(key, False, fresh, timeout, self), fresh)
 
     async def aget_dynamic_secret(self, path: str, *, timeout: float | None = None) -> DynamicSecret:
         """As :meth:`get_dynamic_secret`, for the event loop."""
-        held = self._dynamic.get(path)
-        if held is not None and self._clock() < held.until:
-            held.repeat()
-            self._hit()
-            return held.secret  # type: ignore[return-value]
-        if (inner := self._before()) is not None:
+        repeat = self._repeats.get(path)
+        if repeat is not None and repeat.leased and self._clock() < repeat.until:
+            repeat.count()
+            return repeat.secret  # type: ignore[return-value]
+        if (self._closed or self._beside is not None) and (inner := self._before()) is not None:
             return await inner.aget_dynamic_secret(path, timeout=timeout)
-        return self._keep(path, await self._manager.gate.aread(path, True, False, timeout, self))  # type: ignore[return-value]
+        secret = self._at_hand(path, True)
+        if secret is None:
+            secret = self._keep(path, await self._manager.gate.aread(path, True, False, timeout, self))
+        return secret  # type: ignore[return-value]
 
     def reject(self, secret: Secret) -> None:
         """*secret* did not work: if it is still the current one, it is replaced, once for all who ask.
@@ -175,10 +204,9 @@ class RequestSecrets:
         if (inner := self._before()) is not None:
             inner.reject(secret)
             return
-        for key, held in list(self._held.items()):
-            if held.secret.path == secret.path and self._held.pop(key, None) is not None:
-                self._report_repeats(held)
-        self._dynamic.pop(secret.path, None)
+        for key, entry in list(self._pins.items()):
+            if entry.secret.path == secret.path:
+                self._unpin(key, entry)
         self._manager.reject(secret)
 
     def _before(self) -> RequestSecrets | None:
@@ -206,43 +234,100 @@ class RequestSecrets:
             each = each._outer
         return None if each is None else found
 
+    # -- the pins
+
+    def _at_hand(self, key: Key, dynamic: bool, fresh: bool = False) -> Secret | None:
+        """The secret, if the request has read it once or the cache has it; None if the gate must see to it."""
+        if not self.context:
+            self.context = self._manager.audit.context(self._identity)
+        if fresh:
+            return None
+        entry = self._pins.get(key)
+        if entry is not None and self._clock() < entry.fresh_until and not (dynamic and entry.holds is None):
+            repeat = self._repeated(key, entry, entry.fresh_until)
+            if repeat is not None:
+                repeat.count()
+                return repeat.secret
+        entry = self._manager.gate.hit(key, dynamic, self)
+        return None if entry is None else self._keep(key, entry)
+
     def _keep(self, key: Key, entry: Entry, fresh: bool = False) -> Secret:
         """Pin *entry* for the rest of the request, unless another thread of it has pinned a valid one meanwhile."""
         if self._beside is not None:  # a scope was opened meanwhile
             return self._beside._keep(key, entry, fresh)
-        held = _Held(entry, self._clock())
-        before = self._held.setdefault(key, held)
-        if before is not held:
-            same_kind = (before.entry.holds is None) is (entry.holds is None)
-            if same_kind and not fresh and self._clock() < before.until:
-                return before.secret
-            self._held[key] = held
-            self._report_repeats(before)
-        if entry.holds is not None and isinstance(key, str):
-            self._dynamic[key] = held
+        pinned = self._pins.setdefault(key, entry)
+        if pinned is not entry:
+            same_kind = (pinned.holds is None) is (entry.holds is None)
+            if same_kind and not fresh and self._clock() < pinned.fresh_until:
+                return pinned.secret
+            self._unpin(key, pinned, entry)
+        if entry.last_read >= entry.fresh_until:
+            # In an outage: a stale value is looked at again now and then, not for each of its reads.
+            self._repeated(key, entry, min(entry.stale_until, entry.last_read + STALE_PIN))
         if self._closed:  # it ended meanwhile, in another thread
-            self._held, self._dynamic = {}, {}
+            self._let_go()
             self._before()
         return entry.secret
 
-    # -- what the gate asks of who reads
+    def _repeated(self, key: Key, entry: Entry, until: float) -> _Repeat | None:
+        """From now on repeat reads of *key* are answered at the top of the getters; None if it is pinned no more."""
+        repeat = _Repeat(entry, until, self._manager.hits)
+        with _changing:
+            if self._pins.get(key) is not entry:
+                return None
+            before = self._repeats.get(key)
+            if before is not None and before.until >= until:  # another thread was faster
+                return before
+            if self._repeats is _NONE:
+                self._repeats = {}
+            self._repeats[key] = repeat
+        if before is not None:
+            self._report(before)
+        return repeat
 
-    @property
-    def context(self) -> str:
-        """The audit line's part about this request, rendered at the first read."""
-        context = self._context
-        if context is None:
-            context = self._context = self._manager.audit.context_fragment(self._identity)
-        return context
+    def _unpin(self, key: Key, entry: Entry, instead: Entry | None = None) -> None:
+        """Pin *entry* no more, if it still is, but *instead*."""
+        with _changing:
+            if self._pins.get(key) is entry:
+                del self._pins[key]
+            if instead is not None:
+                self._pins[key] = instead
+            repeat = self._repeats.pop(key, None)
+        if repeat is not None:
+            self._report(repeat)
+
+    def _let_go(self) -> None:
+        """Pin nothing any more."""
+        with _changing:
+            repeats, self._repeats = self._repeats, _NONE
+            self._pins.clear()
+        for repeat in list(repeats.values()):
+            self._report(repeat)
+
+    def _report(self, repeat: _Repeat) -> None:
+        """One closing line for reads that were answered from the pin."""
+        reads = repeat.reads
+        if reads:
+            self._manager.audit.repeats(self.context, repeat.entry.fragment, reads)
+
+    # -- what the gate asks of who reads
 
     @property
     def request_id(self) -> str | None:
         """The id of the request, which travels to Vault with a fetch."""
         return None if self._identity is None else self._identity.request_id
 
+    @property
+    def identity(self) -> Identity | None:
+        """The request behind it, if there is one."""
+        return self._identity
+
     def take(self, holds: Holds) -> None:
         """Hold a lease until the request ends."""
         holds.take(self)
+        if self._holds is None:
+            with _changing:
+                self._holds = {} if self._holds is None else self._holds
         self._holds[holds] = None
         if self._closed:  # it ended meanwhile, in another thread
             holds.give_back(self)
@@ -259,10 +344,12 @@ class RequestSecrets:
         """
         self._before()
         if self._beside is None:
-            self._beside = self._within()
+            beside = self._within()
             # Our own pins are its from now on, so that a read within the block does not find them first.
-            self._beside._held, self._beside._dynamic = self._held, self._dynamic
-            self._held, self._dynamic = {}, {}
+            with _changing:
+                beside._pins, self._pins = self._pins, {}
+                beside._repeats, self._repeats = self._repeats, _NONE
+            self._beside = beside
         inner = self._within()
         inner._outer = self
         token = _current.set(inner)
@@ -275,7 +362,7 @@ class RequestSecrets:
     def _within(self) -> RequestSecrets:
         """Another accessor of the same request."""
         other = RequestSecrets(self._manager, self._identity)
-        other._context = self._context
+        other.context = self.context
         return other
 
     def close(self) -> None:
@@ -283,21 +370,15 @@ class RequestSecrets:
         if self._closed:
             return
         self._closed = True
-        held, self._held, self._dynamic = self._held, {}, {}
-        if self._holds:
+        if self._holds is not None:
             for holds in list(self._holds):
                 holds.give_back(self)
-        if held:
-            for value in list(held.values()):
-                self._report_repeats(value)
+        if self._repeats:
+            self._let_go()
+        elif self._pins:
+            self._pins.clear()
         if self._beside is not None:
             self._beside.close()
-
-    def _report_repeats(self, held: _Held) -> None:
-        """One closing line for reads that were answered from the pin."""
-        repeats = held.repeat()
-        if repeats:
-            self._manager.audit.repeats(self.context, held.entry.fragment, repeats)
 
     def __enter__(self) -> RequestSecrets:
         return self
@@ -337,3 +418,12 @@ def deactivate(token: Token[RequestSecrets]) -> None:
         _current.reset(token)
     except ValueError:  # a server may iterate the body in another context than the one that made the response
         return
+
+
+def _after_fork() -> None:
+    """In a forked child: a fresh lock."""
+    global _changing  # noqa: PLW0603
+    _changing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -84,11 +84,13 @@ class VaultMiddleware:
             await self.app(scope, receive, send)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        secrets = RequestSecrets(self._manager or self.manager, ASGIIdentity(scope))
+        manager = self._manager or self.manager
+        secrets = RequestSecrets(manager, ASGIIdentity(scope))
         state = scope.get("state")
         if state is None:
             state = scope["state"] = {}
-        state["secrets"] = secrets
+        outer = state.get("secrets"), state.get("secrets_manager")
+        state["secrets"], state["secrets_manager"] = secrets, manager
         token = activate(secrets)
         try:
             if self._handle_errors and scope["type"] == "http":
@@ -98,6 +100,8 @@ class VaultMiddleware:
         finally:
             deactivate(token)
             secrets.close()
+            if outer[0] is not None:  # a middleware around this one, whose state this is too
+                state["secrets"], state["secrets_manager"] = outer
 
     async def _answering_errors(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False

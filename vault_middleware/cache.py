@@ -6,14 +6,15 @@ held over a call to the server.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import Final
+from typing import Final, NamedTuple
 
-from .errors import VaultMiddlewareError
+from .errors import SecretError, VaultMiddlewareError
 from .holds import Holds
 from .secret import Secret
 
@@ -22,8 +23,15 @@ __all__ = ["Entry", "Flight", "Key", "Outcome", "SecretCache"]
 #: A path, or (path, version) for a version that was asked for.
 Key = str | tuple[str, int]
 
-#: How many refusals ("not found", "denied") are remembered; a bound of their own, so that hostile names evict nothing.
-MAX_REFUSALS: Final = 131_072
+#: How many refusals ("not found", "denied") are remembered, and how many bytes they may take; bounds of their own, so that
+#: hostile names evict nothing else.
+MAX_REFUSALS, MAX_REFUSAL_BYTES = 131_072, 64 * 1024 * 1024
+
+#: What remembering one takes in bytes, beside its texts (measured).
+_REFUSAL: Final = 330
+
+#: How many different wordings of refusals are kept; far fewer are in use.
+_MAX_WORDINGS: Final = 256
 
 
 class Entry:
@@ -73,6 +81,16 @@ class Entry:
 Outcome = Entry | VaultMiddlewareError
 
 
+class _Refusal(NamedTuple):
+    """A remembered refusal: what it takes to say it again. ``wording`` is its message with blanks for the path."""
+
+    until: float
+    kind: type[SecretError]
+    path: str
+    wording: str
+    size: int
+
+
 class Flight(Future[Outcome]):
     """One fetch under way, which everyone who wants the key waits for.
 
@@ -102,15 +120,19 @@ class SecretCache:
         self._clock = clock
         self._lock = threading.Lock()
         self._static = 0
+        #: How many static entries each folder has.
+        self._folders: Counter[str] = Counter()
         self._flights: dict[Key, Flight] = {}
-        self._refusals: OrderedDict[Key, tuple[float, VaultMiddlewareError]] = OrderedDict()
+        self._refusals: OrderedDict[Key, _Refusal] = OrderedDict()
+        self._refusal_bytes = 0
+        self._wordings: dict[str, str] = {}
 
     def inherit(self, parent: SecretCache) -> None:
         """Take over the static entries of the parent process; its leases are the parent's."""
         for key, entry in list(parent.entries.items()):
             if entry.holds is None:
                 self.entries[key] = entry
-                self._static += 1
+                self._count(key, 1)
 
     # -- entries
 
@@ -121,11 +143,11 @@ class SecretCache:
             if entry.holds is None and (old is None or old.holds is not None):
                 if self._static >= self._max_entries:
                     self._evict()
-                self._static += 1
+                self._count(key, 1)
             elif entry.holds is not None and old is not None and old.holds is None:
-                self._static -= 1
+                self._count(key, -1)
             self.entries[key] = entry
-            self._refusals.pop(key, None)
+            self._forget_refusal(key)
             return old
 
     def swap(self, key: Key, old: Entry, new: Entry) -> bool:
@@ -143,40 +165,68 @@ class SecretCache:
                 return False
             del self.entries[key]
             if entry.holds is None:
-                self._static -= 1
+                self._count(key, -1)
             return True
 
     def _evict(self) -> None:
-        """Forget the least recently read static entry."""
+        """Forget the least recently read static entry of the fullest folder.
+
+        So names that someone makes up below ``shared/`` push out each other, and nothing of another folder.
+        """
+        fullest = max(self._folders, key=self._folders.__getitem__)
         oldest = min(
-            (key for key, entry in self.entries.items() if entry.holds is None),
+            (key for key, entry in self.entries.items() if entry.holds is None and _folder(key) == fullest),
             key=lambda key: self.entries[key].last_read,
         )
         del self.entries[oldest]
-        self._static -= 1
+        self._count(oldest, -1)
+
+    def _count(self, key: Key, more: int) -> None:
+        """There is one static entry more (1) or less (-1)."""
+        folder = _folder(key)
+        self._static += more
+        self._folders[folder] += more
+        if not self._folders[folder]:
+            del self._folders[folder]
 
     # -- refusals
 
-    def refuse(self, key: Key, error: VaultMiddlewareError, until: float) -> None:
+    def refuse(self, key: Key, error: SecretError, until: float) -> None:
         """Remember that *key* was refused with *error*, until the monotonic time *until*."""
+        path = error.path
+        wording = _blanked(str(error.with_traceback(None)), path)
+        size = _REFUSAL + sys.getsizeof(path)
         with self._lock:
-            self._refusals[key] = (until, error.with_traceback(None))
-            self._refusals.move_to_end(key)
-            while len(self._refusals) > MAX_REFUSALS:
-                self._refusals.popitem(last=False)
+            shared = self._wordings.get(wording)
+            if shared is None:
+                # Most refusals of a mount differ in the path alone: their wording is kept once.
+                if len(self._wordings) >= _MAX_WORDINGS:
+                    self._wordings.clear()
+                shared = self._wordings[wording] = wording
+                size += sys.getsizeof(wording)
+            self._forget_refusal(key)
+            self._refusals[key] = _Refusal(until, type(error), path, shared, size)
+            self._refusal_bytes += size
+            while len(self._refusals) > MAX_REFUSALS or self._refusal_bytes > MAX_REFUSAL_BYTES:
+                self._refusal_bytes -= self._refusals.popitem(last=False)[1].size
 
     def refusal(self, key: Key) -> VaultMiddlewareError | None:
-        """A new copy of the remembered refusal of *key*, or None."""
+        """The remembered refusal of *key*, made anew, or None."""
         remembered = self._refusals.get(key)
-        if remembered is None or self._clock() >= remembered[0]:
+        if remembered is None or self._clock() >= remembered.until:
             return None
-        return remembered[1].again()
+        return remembered.kind(remembered.path, _filled(remembered.wording, remembered.path))
 
     def forget_refusals(self, now: float) -> None:
         """Give back the memory of refusals that have run out."""
         with self._lock:
-            for key in [key for key, (until, _) in self._refusals.items() if until <= now]:
-                del self._refusals[key]
+            for key in [key for key, refusal in self._refusals.items() if refusal.until <= now]:
+                self._forget_refusal(key)
+
+    def _forget_refusal(self, key: Key) -> None:
+        refusal = self._refusals.pop(key, None)
+        if refusal is not None:
+            self._refusal_bytes -= refusal.size
 
     # -- fetches under way
 
@@ -219,7 +269,24 @@ class SecretCache:
         with self._lock:
             self.entries.clear()
             self._refusals.clear()
-            self._static = 0
+            self._wordings.clear()
+            self._folders.clear()
+            self._static = self._refusal_bytes = 0
 
     def __repr__(self) -> str:
         return f"SecretCache({len(self.entries)} entries)"
+
+
+def _folder(key: Key) -> str:
+    """All but the last segment of the path."""
+    return (key if isinstance(key, str) else key[0]).rpartition("/")[0]
+
+
+def _blanked(message: str, path: str) -> str:
+    """*message* with blanks where it names *path*, or what is left of it behind its first segment."""
+    return message.replace(path, "\0").replace(path.partition("/")[2] or path, "\1")
+
+
+def _filled(wording: str, path: str) -> str:
+    """The message that :func:`_blanked` made *wording* of; a path holds no control characters."""
+    return wording.replace("\1", path.partition("/")[2] or path).replace("\0", path)

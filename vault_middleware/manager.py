@@ -76,9 +76,13 @@ class SecretsManager:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = SecretConfig.from_env() if config is None else config
-        self._clock = clock
+        #: The monotonic clock, in seconds.
+        self.clock = self._clock = clock
         self._metrics = Metrics.for_registry(registry)
-        self._audit = Audit(open_sink(self.config.audit_log), mode=self.config.audit_mode, clock=clock)
+        #: Each number drawn from it counts one read that an accessor answered from its own pins.
+        self.hits = self._metrics.hits
+        #: The audit of this manager, for accessors.
+        self.audit = self._audit = Audit(open_sink(self.config.audit_log), mode=self.config.audit_mode, clock=clock)
         self._operational = OperationalLog()
         self._outside = _Outside(self._audit.context_fragment())
         self._callbacks: dict[str, list[Callback]] = {}
@@ -218,21 +222,6 @@ class SecretsManager:
                 )
             self.start(wait=False)
         return self._engine.gate
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """The monotonic clock, in seconds."""
-        return self._clock
-
-    @property
-    def count_hit(self) -> Callable[[], int]:
-        """Counts one read that an accessor answered from its own pins."""
-        return self._metrics.hit
-
-    @property
-    def audit(self) -> Audit:
-        """The audit of this manager, for accessors."""
-        return self._audit
 
     def get_secret(
         self, path: str, *, version: int | None = None, fresh: bool = False, timeout: float | None = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,25 +27,30 @@ def request_id(header: str | None, traceparent: str | None) -> str:
         return header
     if traceparent is not None and (match := _TRACEPARENT.fullmatch(traceparent)):
         return match[1]
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 class ASGIIdentity:
     """A request as its ASGI scope tells it; read only when a secret is."""
 
-    __slots__ = ("_request_id", "_scope")
+    __slots__ = ("_ids", "_scope")
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
         self._scope = scope
-        self._request_id: str | None = None
+        self._ids: list[str] = []
 
     @property
     def request_id(self) -> str:
-        """See :func:`request_id`."""
-        if self._request_id is None:
-            headers = {name.lower(): value for name, value in self._scope.get("headers", ())}
-            self._request_id = request_id(_text(headers.get(b"x-request-id")), _text(headers.get(b"traceparent")))
-        return self._request_id
+        """See :func:`request_id`; one and the same, whichever thread asks first."""
+        if not self._ids:
+            found = trace = None
+            for name, value in self._scope.get("headers", ()):
+                if len(name) == 12 and name.lower() == b"x-request-id":  # the length tells nearly all others quickly
+                    found = value
+                elif len(name) == 11 and name.lower() == b"traceparent":
+                    trace = value
+            self._ids.append(request_id(_text(found), _text(trace)))
+        return self._ids[0]
 
     @property
     def client(self) -> str | None:
@@ -68,18 +73,19 @@ class ASGIIdentity:
 class WSGIIdentity:
     """A request as its WSGI environ tells it; read only when a secret is."""
 
-    __slots__ = ("_environ", "_request_id")
+    __slots__ = ("_environ", "_ids")
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
         self._environ = environ
-        self._request_id: str | None = None
+        self._ids: list[str] = []
 
     @property
     def request_id(self) -> str:
-        """See :func:`request_id`."""
-        if self._request_id is None:
-            self._request_id = request_id(self._environ.get("HTTP_X_REQUEST_ID"), self._environ.get("HTTP_TRACEPARENT"))
-        return self._request_id
+        """See :func:`request_id`; one and the same, whichever thread asks first."""
+        if not self._ids:
+            found, trace = self._environ.get("HTTP_X_REQUEST_ID"), self._environ.get("HTTP_TRACEPARENT")
+            self._ids.append(request_id(found, trace))
+        return self._ids[0]
 
     @property
     def client(self) -> str | None:

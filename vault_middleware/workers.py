@@ -113,7 +113,9 @@ class Workers:
             self._running[group] -= 1
             if not self._running[group]:
                 del self._running[group]
-            self._ready.notify_all()
+            # The job that may run now is taken by this very thread; only who waits for the end has to be told.
+            if self._closed:
+                self._ready.notify_all()
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -43,20 +44,21 @@ class VaultWSGIMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         secrets = RequestSecrets(self.manager, WSGIIdentity(environ))
+        outer = environ.get("vault_middleware.secrets"), environ.get("vault_middleware.manager")
         environ["vault_middleware.secrets"] = secrets
         environ["vault_middleware.manager"] = self.manager
-        token = activate(secrets)
+        end = partial(_end, secrets, activate(secrets), environ, outer)
         failure: VaultMiddlewareError
         try:
             body = self.app(environ, start_response)
-            return _Body(body, secrets, token, start_response if self._handle_errors else None)
+            return _Body(body, end, start_response if self._handle_errors else None)
         except VaultMiddlewareError as error:
-            _end(secrets, token)
+            end()
             if not self._handle_errors:
                 raise
             failure = error
         except BaseException:
-            _end(secrets, token)
+            end()
             raise
         return [_answer(failure, start_response)]
 
@@ -71,26 +73,25 @@ def _answer(failure: VaultMiddlewareError, start_response: StartResponse) -> byt
     return body
 
 
-def _end(secrets: RequestSecrets, token: Token[RequestSecrets]) -> None:
+def _end(
+    secrets: RequestSecrets, token: Token[RequestSecrets], environ: WSGIEnvironment, outer: tuple[object, object]
+) -> None:
     deactivate(token)
     secrets.close()
+    if outer[0] is not None:  # a middleware around this one, whose environ this is too
+        environ["vault_middleware.secrets"], environ["vault_middleware.manager"] = outer
 
 
 class _Body:
     """The response's body, whose end is the end of the request: the server calls ``close`` when it has been sent."""
 
-    __slots__ = ("_body", "_secrets", "_start_response", "_token")
+    __slots__ = ("_body", "_end", "_start_response")
 
     def __init__(
-        self,
-        body: Iterable[bytes],
-        secrets: RequestSecrets,
-        token: Token[RequestSecrets],
-        start_response: StartResponse | None = None,
+        self, body: Iterable[bytes], end: Callable[[], None], start_response: StartResponse | None = None
     ) -> None:
         self._body = body
-        self._secrets = secrets
-        self._token = token
+        self._end = end
         self._start_response = start_response
 
     def __iter__(self) -> Iterator[bytes]:
@@ -113,4 +114,4 @@ class _Body:
             if close is not None:
                 close()
         finally:
-            _end(self._secrets, self._token)
+            self._end()

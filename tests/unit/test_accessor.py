@@ -88,16 +88,16 @@ def test_two_threads_of_one_request_get_one_pair_though_it_is_rotated_between_th
 ) -> None:
     """The slower thread has read the newer lease, and gets what the faster one has pinned all the same."""
     manager.get_dynamic_secret(DYNAMIC)
-    read, gone, back = manager.gate.read, threading.Event(), threading.Event()
+    hit, gone, back = manager.gate.hit, threading.Event(), threading.Event()
     with RequestSecrets(manager) as secrets:
 
         def slow(*arguments: object) -> object:
-            entry = read(*arguments)  # type: ignore[arg-type]
+            entry = hit(*arguments)  # type: ignore[arg-type]
             gone.set()
             back.wait(20)
             return entry
 
-        monkeypatch.setattr(manager.gate, "read", slow)
+        monkeypatch.setattr(manager.gate, "hit", slow)
         got: list[DynamicSecret] = []
         thread = threading.Thread(target=lambda: got.append(secrets.get_dynamic_secret(DYNAMIC)))
         thread.start()

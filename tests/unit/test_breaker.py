@@ -189,8 +189,13 @@ def test_whoever_meets_a_failure_has_the_server_asked(world: World, who: str) ->
     elif who == "hanging":
         world.client.hangs_for = 0.4
         world.run(0.5)
+    elif who == "log-in":
+        world.client.then("log_in", DOWN)
+        with pytest.raises(VaultUnavailable):
+            world.engine.session.get(1)
+        world.run(0)
     else:
-        world.client.then("log_in" if who == "log-in" else "read", DOWN)
+        world.client.then("read", DOWN)
         with pytest.raises(SecretUnavailable):
             world.value()
         world.run(0)

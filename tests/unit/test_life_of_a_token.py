@@ -361,7 +361,9 @@ def test_a_token_revoked_from_outside_costs_one_look_up_one_log_in_and_no_read(w
     world.metrics.flush()
     assert world.metric("vault_secret_requests_total") - world.metric("vault_secret_cache_hits_total") == misses
     world.run(3000)
-    assert world.client.count("log_in") == 2  # also when the dead token's renewal would have been due
+    assert world.client.count("log_in") == 2
+    renewed = [call.what for call in world.client.calls if call.name == "renew_token"]
+    assert set(renewed) == {"token-2"}  # also when the dead one's renewal would have been due
 
 
 def test_the_renewer_too_finds_out_that_the_token_is_invalid_and_restores_every_lease(world: World) -> None:
@@ -378,6 +380,30 @@ def test_the_renewer_too_finds_out_that_the_token_is_invalid_and_restores_every_
     assert all(world.client.works(world.creds(path=path)) for path in paths)
     assert world.client.count("read") == calls == 10
     assert len(told) == 1
+
+
+def test_leases_of_an_invalid_token_are_restored_as_soon_as_a_log_in_succeeds(world: World) -> None:
+    world.creds()
+    world.client.revoke_outside("token-1")
+    world.client.then("log_in", *[REFUSED] * 4)
+    world.run(60)
+    reads = world.client.count("read")
+    assert world.client.works(world.creds())
+    assert world.client.count("read") == reads
+
+
+def test_a_token_found_invalid_is_replaced_in_the_background_whether_anyone_reads_or_not(world: World) -> None:
+    world.engine.session.get(1)
+    world.client.revoke_outside("token-1")
+    world.run(1476)
+    assert [call.name for call in world.client.calls] == ["log_in", "renew_token", "token_is_valid", "log_in"]
+
+
+def test_a_process_that_slept_past_its_tokens_end_logs_in_when_it_wakes(world: World) -> None:
+    world.engine.session.get(1)
+    world.clock.now += 10_000
+    world.run(0)
+    assert [call.name for call in world.client.calls] == ["log_in", "log_in"]
 
 
 def test_an_invalid_token_while_log_ins_fail_counts_as_vault_that_cannot_answer(world: World) -> None:

@@ -20,8 +20,6 @@ from vault_middleware.events import (
     LeaseRotated,
     LoggedIn,
     LoginFailed,
-    ServerDown,
-    ServerUp,
     TokenRenewalFailed,
     TokenRenewed,
 )
@@ -53,6 +51,9 @@ def state(
     entries: int = 0,
     token: float | None = None,
     lease: float | None = None,
+    token_left: float | None = None,
+    lease_left: float | None = None,
+    server_up: bool = True,
 ) -> None:
     metrics.set_state(
         owner,
@@ -61,6 +62,9 @@ def state(
         cache_entries=entries,
         token_ttl=token,
         soonest_lease_ttl=lease,
+        token_left=token_left,
+        lease_left=lease_left,
+        server_up=server_up,
     )
 
 
@@ -230,15 +234,30 @@ def test_a_manager_that_was_dropped_without_a_stop_counts_no_more(
     assert registry.get_sample_value("vault_leases_active") == 4
 
 
-def test_the_server_shows_as_down_from_the_event_on(registry: CollectorRegistry, metrics: Metrics) -> None:
-    owner = Owner()
-    state(metrics, owner)
-    metrics(ServerDown("refused"))
+def test_the_server_shows_as_down_while_that_of_any_manager_is(registry: CollectorRegistry, metrics: Metrics) -> None:
+    one, two = Owner(), Owner()
+    state(metrics, one, server_up=False)
+    state(metrics, two, server_up=True)
     assert registry.get_sample_value("vault_server_up") == 0
-    state(metrics, owner)
-    assert registry.get_sample_value("vault_server_up") == 0
-    metrics(ServerUp(3.0))
+    state(metrics, one, server_up=True)
     assert registry.get_sample_value("vault_server_up") == 1
+    state(metrics, two, server_up=False)
+    metrics.forget(two)
+    assert registry.get_sample_value("vault_server_up") == 1
+
+
+def test_the_least_share_that_is_left_of_a_token_and_of_a_lease_shows(
+    registry: CollectorRegistry, metrics: Metrics
+) -> None:
+    one, two = Owner(), Owner()
+    state(metrics, one, token_left=0.5, lease_left=None)
+    assert registry.get_sample_value("vault_token_remaining_ratio") == 0.5
+    assert registry.get_sample_value("vault_lease_remaining_ratio") == INF
+    state(metrics, two, token_left=0.1, lease_left=0.7)
+    assert registry.get_sample_value("vault_token_remaining_ratio") == 0.1
+    assert registry.get_sample_value("vault_lease_remaining_ratio") == 0.7
+    metrics.forget(two)
+    assert registry.get_sample_value("vault_token_remaining_ratio") == 0.5
 
 
 # -- registries
@@ -289,8 +308,7 @@ def test_a_forked_child_counts_nothing_that_its_parent_will_and_has_nothing_of_i
     metrics.hit()
     metrics.miss()
     metrics.stale()
-    state(metrics, owner, active=3)
-    metrics(ServerDown("refused"))
+    state(metrics, owner, active=3, server_up=False)
     metrics._lock.acquire()  # another thread of the parent was at it
     metrics.after_fork()
     metrics.after_fork()  # each manager of the registry says so
@@ -313,7 +331,7 @@ def run_multiprocess(folder: Path, program: str) -> dict[str, float]:
         from prometheus_client import CollectorRegistry, Counter
         from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
         from vault_middleware.telemetry.metrics import Metrics
-        from vault_middleware.events import LeaseRenewalFailed, ServerDown
+        from vault_middleware.events import LeaseRenewalFailed
 
         class Owner: ...
 
@@ -397,8 +415,7 @@ def test_in_multiprocess_mode_one_worker_that_finds_the_server_down_shows(tmp_pa
         """
         own = Owner()
         def work():
-            state(metrics, own)
-            metrics(ServerDown("refused"))
+            state(metrics, own, server_up=False)
         in_child(work)
         state(metrics, own)
         """,

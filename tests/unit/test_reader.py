@@ -231,6 +231,7 @@ def test_a_second_refusal_after_the_new_log_in_is_final(world: World) -> None:
         world.value()
     assert world.client.count("read") == 2
     assert world.client.count("log_in") == 2
+    assert world.client.count("token_is_valid") == 1
 
 
 def test_many_who_are_refused_at_once_make_one_look_up(world: World) -> None:

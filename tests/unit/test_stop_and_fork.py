@@ -61,6 +61,9 @@ def test_after_a_stop_nothing_is_scheduled_or_fetched_and_no_value_is_kept(world
     for path in (KEY, CREDS):
         with pytest.raises(SecretUnavailable, match="closed"):
             world.read(path)
+    with pytest.raises(VaultUnavailable, match="closed"):
+        world.engine.session.get(1)
+    assert not world.engine.fetchers.submit("kv", 0.0, lambda: None)
     assert len(world.client.calls) == calls
     assert world.engine.cache.entries == {}
     assert world.engine.session.current is None
@@ -138,6 +141,24 @@ def test_a_lease_that_arrives_after_the_stop_is_given_back_and_served_to_no_one(
     assert told == []
     assert world.engine.cache.entries == {}
     assert world.engine.leases.live() == []
+
+
+def test_of_a_lease_that_arrives_while_we_stop_nobody_is_told(world: World) -> None:
+    told: list[Secret] = []
+    world.callbacks[CREDS] = [told.append]
+    bad = world.creds()
+    real = world.client.read
+
+    def read(*args: object, **options: object) -> object:
+        world.engine.closing.set()
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    world.client.read = read  # type: ignore[method-assign,assignment]
+    world.engine.reject(bad)
+    world.run(0)
+    assert world.client.count("read") == 2
+    assert told == []
+    assert list(world.client.leases) == []
 
 
 def test_a_static_secret_that_arrives_after_the_stop_is_not_kept(world: World) -> None:

@@ -270,6 +270,9 @@ class Engine:
             cache_entries=len(self.cache.entries),
             token_ttl=None if generation is None else generation.token.deadline - now,
             soonest_lease_ttl=min((leased.secret.lease.deadline - now for leased in live), default=None),
+            token_left=None if generation is None else generation.left(now),
+            lease_left=self.leases.least_left(now),
+            server_up=not self.breaker.down,
         )
         if now >= self._sweep_at:
             self.cache.forget_refusals(now)

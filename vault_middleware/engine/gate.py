@@ -18,7 +18,7 @@ from ..errors import (
     VaultMiddlewareError,
 )
 from ..holds import Holds
-from ..telemetry.audit import Audit
+from ..telemetry.audit import Audit, Context
 from ..telemetry.metrics import Metrics
 from .reader import Reader
 
@@ -40,7 +40,7 @@ class Reading(Protocol):
     """Who reads: a request's accessor, or the manager itself."""
 
     @property
-    def context(self) -> str:
+    def context(self) -> Context:
         """The audit line's part about the request."""
 
     @property
@@ -55,7 +55,7 @@ class Reading(Protocol):
 
 
 class Gate:
-    """Every read of every getter; the hit path is the first few lines of :meth:`read`."""
+    """Every read of every getter; the hit path is :meth:`hit`."""
 
     def __init__(
         self,
@@ -75,13 +75,34 @@ class Gate:
         self._hit = metrics.hit
         self._clock = clock
 
+    def hit(self, key: Key, dynamic: bool, by: Reading) -> Entry | None:
+        """The entry of *key*, audited, if the cache has a fresh one.
+
+        Raises
+        ------
+        AuditError
+            The line could not be written.
+        """
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        now = self._clock()
+        until = entry.fresh_until
+        if now >= until or not (self._held(key, entry, dynamic, by) if entry.holds is not None else not dynamic):
+            return None
+        entry.last_read = now
+        self._hit()
+        try:
+            self._access(by.context, entry.fragment, "hit", until - now)
+        except AuditError:
+            self._metrics.error("audit")
+            raise
+        return entry
+
     def read(self, key: Key, dynamic: bool, fresh: bool, timeout: float | None, by: Reading) -> Entry:
         """The entry of *key*, audited; raises as the getters do."""
-        entry = self._entries.get(key)
-        if entry is not None and not fresh:
-            now = self._clock()
-            if now < entry.fresh_until and self._held(key, entry, dynamic, by):
-                return self._hand_over(entry, "hit", now, by)
+        if not fresh and (found := self.hit(key, dynamic, by)) is not None:
+            return found
         failure = None if fresh else self._cache.refusal(key)
         outcome = "negative"
         while failure is None:
@@ -97,11 +118,8 @@ class Gate:
 
     async def aread(self, key: Key, dynamic: bool, fresh: bool, timeout: float | None, by: Reading) -> Entry:
         """As :meth:`read`, without blocking the event loop; a hit does not leave it."""
-        entry = self._entries.get(key)
-        if entry is not None and not fresh:
-            now = self._clock()
-            if now < entry.fresh_until and self._held(key, entry, dynamic, by):
-                return self._hand_over(entry, "hit", now, by)
+        if not fresh and (found := self.hit(key, dynamic, by)) is not None:
+            return found
         failure = None if fresh else self._cache.refusal(key)
         outcome = "negative"
         while failure is None:

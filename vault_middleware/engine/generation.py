@@ -40,3 +40,9 @@ class Generation:
         self.dead = False
         self.backoff: Backoff | None = None
         self.task: Task | None = None
+
+    def left(self, now: float) -> float | None:
+        """The share of what was granted that is left of the token at *now*; None where it has no end."""
+        if not self.granted or self.token.deadline == float("inf"):
+            return None
+        return max(0.0, self.token.deadline - now) / self.granted

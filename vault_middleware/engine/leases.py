@@ -103,6 +103,16 @@ class Leases:
         """The lease that is served for *path*, if there is one."""
         return self.of(self._cache.entries.get(path))
 
+    def least_left(self, now: float) -> float | None:
+        """The share of its duration that is left of the served lease nearest to its end; None where there is none.
+
+        Not asked of a lease that drains, which ends when its holders do, nor of a proxy's, which is the proxy's to renew.
+        """
+        if not self.ours:
+            return None
+        served = [leased for leased in self.live() if not leased.holds.draining and leased.issued_for]
+        return min((max(0.0, leased.expires - now) / leased.issued_for for leased in served), default=None)
+
     # -- the bound
 
     def reserve(self, path: str) -> None:

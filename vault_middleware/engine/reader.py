@@ -28,6 +28,7 @@ from ..workers import Workers
 from .breaker import PATIENCE, Breaker
 from .keeper import Keeper
 from .leases import Leases
+from .onloop import LoopWatch
 from .session import Generation, Session
 from .statics import Statics, same_values
 
@@ -78,6 +79,7 @@ class Reader:
         self._fetched = fetched
         self._callbacks = callbacks
         self._closing = closing
+        self._loop_watch = LoopWatch()
         self._ailing: dict[Key, float] = {}
         self._last: dict[str, Secret] = {}  # of each leased path, also when its lease is over
         keeper.replace = self.refresh
@@ -100,6 +102,7 @@ class Reader:
             if found is not None:
                 return found
             assert flight is not None
+            self._loop_watch.about_to_wait()
             outcome = self._wait(flight, deadline)
             if mine is None and outcome is not None:
                 continue  # an older fetch had to end first
@@ -308,12 +311,19 @@ class Reader:
                 self._keeper.disown(leased)
                 raise self.unavailable(path, "the manager is closed")
             # An entry goes with its lease, but whoever is told of changes may still use what it held.
-            before, self._last[path] = self._last.get(path, before), entry.secret
+            before = self._last.get(path, before)
+            self._remember(path, entry.secret)
         else:
             entry = self._statics.publish(key, path, reading, old)
         if before is not None and not same_values(before, entry.secret, reading):
             self._tell(path, entry.secret)
         return entry
+
+    def _remember(self, path: str, secret: Secret) -> None:
+        """Keep *secret* to compare the next one with; of as many paths as there may be leases, and of those with callbacks."""
+        if path not in self._last and len(self._last) >= self._config.max_leases:
+            self._last.pop(next((each for each in self._last if not self._callbacks.get(each)), path), None)
+        self._last[path] = secret
 
     def _tell(self, path: str, secret: Secret) -> None:
         for callback in tuple(self._callbacks.get(path, ())):

@@ -133,7 +133,8 @@ class Renewer:
         task._ticket = next(self._tickets)
         task._due = at
         heapq.heappush(self._heap, (at, task._ticket, task))
-        self._changed.notify()
+        if self._heap[0][1] == task._ticket:  # else the thread wakes in time for it anyway
+            self._changed.notify()
 
     def _run(self, task: Task) -> None:
         again: float | None = self._clock() + _FAULT_PAUSE

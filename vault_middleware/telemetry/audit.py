@@ -22,7 +22,7 @@ from ..secret import DynamicSecret, Secret
 from .buffer import Buffer
 from .sinks import Off, Sink
 
-__all__ = ["Audit", "Identity"]
+__all__ = ["Audit", "Context", "Identity"]
 
 _log = logging.getLogger("vault_middleware")
 
@@ -70,6 +70,10 @@ class Identity(Protocol):
         """``("route", "/items/{id}")``, else ``("path", "/items/7")``."""
 
 
+#: The part of a line about who asks: rendered, or (buffered) who it is, for the writer to render.
+Context = str | Identity
+
+
 class Audit:
     """Writes audit lines to *sink*.
 
@@ -87,7 +91,7 @@ class Audit:
     Attributes
     ----------
     access
-        Called as ``access(context, fragment, outcome, ttl_left)``, with what :meth:`context_fragment` and
+        Called as ``access(context, fragment, outcome, ttl_left)``, with what :meth:`context` and
         :meth:`secret_fragment` gave, for a secret that is about to be handed over. Raises :class:`AuditError`; then it
         must not be.
     """
@@ -108,14 +112,21 @@ class Audit:
         self._lost = 0
         self._buffer: Buffer | None = None
         self._write: Callable[[bytes], object] = sink.write
-        self.access: Callable[[str, str, str, float], object]
+        self.access: Callable[[Context, str, str, float], object]
         if self._off:
             self.access = _nothing
         elif mode == "buffered":
             render = _access(wall, bytes)
+            known: tuple[Context, str] = ("", "")
 
             def late(now: float, record: tuple[Any, ...]) -> bytes:
-                return render(*record, now) if len(record) > 1 else record[0]
+                nonlocal known
+                if len(record) == 1:
+                    return bytes(record[0])
+                context, *rest = record
+                if context is not known[0]:  # the secrets of one request come one after the other
+                    known = context, self._rendered(context)
+                return render(known[1], *rest, now)
 
             self._buffer = Buffer(sink, late, clock=clock, wall=wall)
             self.access = self._write = self._buffer.put
@@ -124,17 +135,33 @@ class Audit:
 
     # -- parts that are rendered once
 
+    def context(self, identity: Identity | None) -> Context:
+        """The part about who asks, as :attr:`access` takes it.
+
+        Buffered, that is *identity* itself, which the queue then keeps for as long as the line waits.
+        """
+        return self.context_fragment(identity) if self._buffer is None or identity is None else identity
+
+    def _rendered(self, context: Context) -> str:
+        return context if isinstance(context, str) else self.context_fragment(context)
+
     def context_fragment(self, identity: Identity | None = None) -> str:
         """The part about who asks; None is the application itself, outside any request."""
         if self._off:
             return ""
         if identity is None:
             return ',"request_id":null,"client":null,"method":null'
-        place = identity.place
+        request_id, client, method, place = identity.request_id, identity.client, identity.method, identity.place
+        if request_id and client and method and place is not None and len(method) <= METHOD:
+            together = f"{request_id}{client}{method}{place[1]}"
+            if len(together) <= TEXT and len(encode_basestring_ascii(together)) == len(together) + 2:
+                # Short, and nothing to escape, as nearly always: as they are.
+                return (
+                    f',"request_id":"{request_id}","client":"{client}","method":"{method}","{place[0]}":"{place[1]}"'
+                )
         where = "" if place is None else f',"{place[0]}":{_text(place[1], PLACE)}'
         return (
-            f',"request_id":{_text(identity.request_id)},"client":{_text(identity.client)}'
-            f',"method":{_text(identity.method, METHOD)}{where}'
+            f',"request_id":{_text(request_id)},"client":{_text(client)},"method":{_text(method, METHOD)}{where}'
         )
 
     def secret_fragment(self, secret: Secret, kind: str) -> str:
@@ -154,7 +181,7 @@ class Audit:
         now = self._wall()
         return f'{_start(now)}{_MILLISECONDS[int(now % 1 * 1000)]}"{event}"{rest}}}\n'.encode()
 
-    def failure(self, context: str, path: str, kind: str, outcome: str, reason: str) -> None:
+    def failure(self, context: Context, path: str, kind: str, outcome: str, reason: str) -> None:
         """A read of *path* that gave nothing.
 
         Raises
@@ -167,11 +194,12 @@ class Audit:
                 f',"secret_path":{_text(path, PATH)},"kind":{_text(kind)},"outcome":{_text(outcome)}'
                 f',"reason":{_text(reason, REASON)}'
             )
-            self._write(self._other("secret_access", context + rest))
+            self._write(self._other("secret_access", self._rendered(context) + rest))
 
-    def repeats(self, context: str, fragment: str, count: int) -> None:
+    def repeats(self, context: Context, fragment: str, count: int) -> None:
         """The request has ended, and had read the secret *count* times more. Raises nothing: the value is long out."""
         if not self._off:
+            context = self._rendered(context)
             self._tell(self._other("secret_repeats", f'{context}{fragment},"count":{_number(count)}'))
 
     def __call__(self, event: Event) -> None:
@@ -230,7 +258,7 @@ def _access(wall: Callable[[], float], finish: Callable[[bytes], R]) -> Callable
     """
     stamp = (-1.0, "")
 
-    def access(context: str, fragment: str, outcome: str, ttl_left: float, now: float | None = None) -> R:
+    def access(context: Context, fragment: str, outcome: str, ttl_left: float, now: float | None = None) -> R:
         nonlocal stamp
         if now is None:
             now = wall()
@@ -252,7 +280,7 @@ def _start(now: float) -> str:
     return time.strftime('{"time":"%Y-%m-%dT%H:%M:%S.', time.gmtime(now))
 
 
-def _nothing(_context: str, _fragment: str, _outcome: str, _ttl_left: float) -> None:
+def _nothing(_context: Context, _fragment: str, _outcome: str, _ttl_left: float) -> None:
     """What an access costs with the audit off."""
 
 

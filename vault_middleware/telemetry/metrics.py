@@ -25,8 +25,6 @@ from ..events import (
     LeaseRotated,
     LoggedIn,
     LoginFailed,
-    ServerDown,
-    ServerUp,
 )
 
 __all__ = ["Metrics"]
@@ -48,6 +46,8 @@ class Metrics:
     ----------
     hit
         Counts one read that was answered without a server call of its own.
+    hits
+        The same as an iterator: each number drawn from it counts one such read, whoever draws it.
     miss
         Counts one read that was not.
     stale
@@ -64,13 +64,13 @@ class Metrics:
         self._lock = threading.Lock()
         self._hits, self._misses, self._stale = _Tally(), _Tally(), _Tally()
         self.hit = self._hits.add
+        self.hits = self._hits.numbers
         self.miss = self._misses.add
         self.stale = self._stale.add
         self._registry = weakref.ref(registry)
         self._counts = _Counts(registry, self.flush)
         self._gauges: _Gauges | None = None
         self._states: weakref.WeakKeyDictionary[object, _State] = weakref.WeakKeyDictionary()
-        self._server_up = 1.0
 
     @classmethod
     def for_registry(cls, registry: CollectorRegistry) -> Metrics:
@@ -131,10 +131,6 @@ class Metrics:
                 counts.logins.labels("success").inc()
             case LoginFailed():
                 counts.logins.labels("failure").inc()
-            case ServerDown():
-                self._server(0.0)
-            case ServerUp():
-                self._server(1.0)
 
     # -- state
 
@@ -147,6 +143,9 @@ class Metrics:
         cache_entries: int,
         token_ttl: float | None,
         soonest_lease_ttl: float | None,
+        token_left: float | None = None,
+        lease_left: float | None = None,
+        server_up: bool = True,
     ) -> None:
         """What *owner* has now, and that its renewer lives.
 
@@ -156,6 +155,11 @@ class Metrics:
             The manager's engine; the gauges tell the sum over all of them, or the earliest of their times.
         token_ttl, soonest_lease_ttl
             Seconds from now; None where there is none.
+        token_left, lease_left
+            The share of its duration that is left, of the token and of the lease that is nearest to its end; None where
+            there is none.
+        server_up
+            Whether its server is known to answer.
         """
         now = self._wall()
         with self._lock:
@@ -166,6 +170,9 @@ class Metrics:
                 cache_entries,
                 NEVER if token_ttl is None else now + token_ttl,
                 NEVER if soonest_lease_ttl is None else now + soonest_lease_ttl,
+                NEVER if token_left is None else token_left,
+                NEVER if lease_left is None else lease_left,
+                server_up,
             )
             self._show()
 
@@ -174,11 +181,6 @@ class Metrics:
         with self._lock:
             if self._states.pop(owner, None) is not None:
                 self._show()
-
-    def _server(self, up: float) -> None:
-        self._server_up = up
-        if self._states:
-            self._show()
 
     def _show(self) -> None:
         """Set the gauges; under the lock."""
@@ -192,7 +194,9 @@ class Metrics:
         gauges.token.set(min((state.token_expiry for state in states), default=NEVER))
         gauges.lease.set(min((state.lease_expiry for state in states), default=NEVER))
         gauges.heartbeat.set(min((state.beat for state in states), default=NEVER))
-        gauges.server_up.set(self._server_up)
+        gauges.token_left.set(min((state.token_left for state in states), default=NEVER))
+        gauges.lease_left.set(min((state.lease_left for state in states), default=NEVER))
+        gauges.server_up.set(all(state.server_up for state in states))
 
     # -- fork
 
@@ -224,17 +228,17 @@ class Metrics:
         for tally in (self._hits, self._misses, self._stale):
             tally.take()
         self._states.clear()
-        self._server_up = 1.0
 
 
 class _Tally:
     """A count that any thread adds to without a lock; it is taken from by one at a time."""
 
-    __slots__ = ("_drawn", "add")
+    __slots__ = ("_drawn", "add", "numbers")
 
     def __init__(self) -> None:
         # A draw from a count is atomic, where += on an integer loses updates between threads.
-        self.add: Callable[[], int] = itertools.count().__next__
+        self.numbers = itertools.count()
+        self.add: Callable[[], int] = self.numbers.__next__
         self._drawn = -1
 
     def take(self) -> int:
@@ -254,6 +258,9 @@ class _State:
     cache_entries: int
     token_expiry: float
     lease_expiry: float
+    token_left: float
+    lease_left: float
+    server_up: bool
 
 
 class _Gathered(Counter):
@@ -334,11 +341,22 @@ class _Gauges:
             "vault_renewer_heartbeat_timestamp_seconds",
             "When the renewer last ran, each second if all is well; +Inf if none is meant to run.",
         )
-        self.server_up = _least("vault_server_up", "Whether the server answers: 1 or 0.")
+        self.token_left = _least(
+            "vault_token_remaining_ratio",
+            "The share of its duration that the token has left, 0 to 1; below 0.2 renewing fails. +Inf if there is none.",
+        )
+        self.lease_left = _least(
+            "vault_lease_remaining_ratio",
+            "The share of its duration that the served lease nearest to its end has left; as for the token.",
+        )
+        self.server_up = _least("vault_server_up", "Whether every manager's server answers: 1 or 0.")
         if registry is not None:  # in multiprocess mode it need not live for its metrics to be read
             _register(
                 registry,
-                (self.active, self.draining, self.entries, self.token, self.lease, self.heartbeat, self.server_up),
+                (
+                    *(self.active, self.draining, self.entries, self.token, self.lease, self.heartbeat),
+                    *(self.token_left, self.lease_left, self.server_up),
+                ),
             )
 
 

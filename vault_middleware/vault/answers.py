@@ -86,7 +86,7 @@ def token(answer: Answer, server: str, *, namespace: str, auth_path: str) -> Tok
     auth = answer.body.get("auth")
     value = auth.get("client_token") if isinstance(auth, dict) else None
     # It goes into a header, and so must be what a header can hold.
-    if not isinstance(auth, dict) or not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
+    if not isinstance(auth, dict) or not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,65536}", value):
         raise faults.not_vault(server, "a log-in without a token in it")
     duration = _duration(auth.get("lease_duration"), server)
     return Token(

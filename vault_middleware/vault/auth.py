@@ -19,7 +19,7 @@ from .answers import Token
 from .bridge import Bridge
 from .transport import Answer, Transport
 
-__all__ = ["Login"]
+__all__ = ["Login", "refusal"]
 
 #: What the server says where the mount is not there, and also where it cannot review the service-account token.
 _AS_IF_MISSING: Final = "permission denied"
@@ -73,6 +73,18 @@ class Login:
             else:
                 break  # this is where our role lives; elsewhere would only hide what it said
         raise AuthenticationError(f"the log-in was refused: {'; '.join(refused)}", passing)
+
+    def refusals(self, timeout: float) -> list[tuple[str, int, str]]:
+        """For a diagnosis: where a log-in is refused (the namespace, the status, the kind); empty where it would work."""
+        deadline = self._clock() + timeout
+        credential = self._credential()
+        found = []
+        for namespace in self._candidates(deadline):
+            answer = self._ask(namespace, credential, self._left(deadline))
+            if answer.status == 200:
+                return []
+            found.append((namespace, answer.status, refusal(answer)))
+        return found
 
     def _candidates(self, deadline: float) -> list[str]:
         """The namespaces to log in at, in this order; the root (empty) only after the one where the secrets are."""
@@ -148,26 +160,40 @@ class Login:
 
     def _meaning(self, answer: Answer) -> str:
         """The server's refusal in our words: which of the known ones it is, and what to check."""
-        text, role, method = answer.errors, self._config.vault_role, self._config.auth_method
+        kind, role, method = refusal(answer), self._config.vault_role, self._config.auth_method
         if method == "token":
             return "the token is not valid any more; set VAULT_TOKEN or VAULT_TOKEN_FILE to a valid one"
         if method == "approle" and answer.status == 400:
             return "the role id or the secret id is not valid; check VAULT_ROLE_ID and VAULT_SECRET_ID"
-        if answer.status == 400 and "role" in text:
+        if kind == "role":
             return f"the role {role!r} is not known there; check VAULT_ROLE, or write the role at the auth method"
-        if "token is expired" in text or "exp" in text.split():
+        if kind == "expired":
             return "the service-account token has expired; check that the pod's token is renewed, and the clocks"
-        if "service account name" in text or "namespace not authorized" in text:
+        if kind == "account":
             return f"the service account is not the one that the role {role!r} is bound to; check both"
-        if "audience" in text:
+        if kind == "audience":
             return f"the token's audience is not the one that the role {role!r} wants; check the projected volume"
-        if _as_if_missing(answer):
+        if kind == "as if missing":
             return (
                 f"the auth method {self._config.auth_mount!r} may not be mounted there, the token's signature may be "
                 "wrong, or the server cannot review the token; check VAULT_AUTH_MOUNT and VAULT_AUTH_NAMESPACE, and "
                 "that the server reaches the cluster's TokenReview"
             )
         return "check the auth method's settings and the server's log"
+
+
+def refusal(answer: Answer) -> str:
+    """Which of the known refusals of a log-in *answer* is; ``other`` for none of them."""
+    text = answer.errors
+    if answer.status == 400 and "role" in text:
+        return "role"
+    if "token is expired" in text or "exp" in text.split():
+        return "expired"
+    if "service account name" in text or "namespace not authorized" in text:
+        return "account"
+    if "audience" in text:
+        return "audience"
+    return "as if missing" if _as_if_missing(answer) else "other"
 
 
 def _as_if_missing(answer: Answer) -> bool:

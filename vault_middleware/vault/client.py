@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,9 @@ __all__ = ["Forbidden", "Grant", "LeaseGone", "Reading", "Token", "VaultClient"]
 
 #: Second segments that hold leases and not keys, for where VAULT_KV_VERSION is all that is known of a mount.
 _NOT_KV = frozenset({"creds", "static-cred", "static-creds"})
+
+#: What a mount's type looks like: ``kv``, ``database``, a plugin's name.
+_TYPE = re.compile(r"[\w.:@+/-]{1,128}", re.ASCII)
 
 
 class VaultClient:
@@ -161,10 +165,12 @@ class VaultClient:
         Forbidden
             The token may see nothing below that mount, or there is none.
         """
+        if (assumed := self._assumed(path)) is not None:
+            return assumed  # and not remembered: it costs nothing, and whoever makes up names makes up mounts
         full = self._full(path)
         mount = self._mounts.of(full)
         if mount is None:
-            mount = self._assumed(path) or self._ask_for_mount(full, token, timeout)
+            mount = self._ask_for_mount(full, token, timeout)
             self._mounts.add(mount)
         return mount
 
@@ -190,6 +196,8 @@ class VaultClient:
             raise faults.not_vault(self._server, "a mount without path and type")
         if not where.endswith("/") or not f"{full}/".startswith(where):
             raise faults.not_vault(self._server, "a mount that the path does not lie in")
+        if not _TYPE.fullmatch(data["type"]):  # it is named in messages
+            raise faults.not_vault(self._server, "a mount of no type that Vault has")
         options = data.get("options")
         version = options.get("version") if isinstance(options, dict) else None
         is_kv = data["type"] in ("kv", "generic")

@@ -1,0 +1,212 @@
+"""Django: the middleware under WSGI and ASGI, its settings and checks, and the end of each kind of request."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.checks import CheckMessage
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.test import Client, override_settings
+from starlette.types import Message
+from werkzeug.test import Client as WSGIClient
+
+from tests.fakes import STATIC, FakeVault, audit_lines, manager_over
+from vault_middleware import SecretsManager, current_secrets
+from vault_middleware.errors import AccessorClosed, ConfigurationError
+from vault_middleware.integrations.django import VaultMiddleware, check_settings, secrets_manager
+
+from .asking import CLOSED, OPEN, get, http_scope, once
+from .django_project import MIDDLEWARE, passing_sync, project, seen
+
+PASSING = f"{passing_sync.__module__}.passing_sync"
+
+stacks = pytest.mark.parametrize(
+    "middleware",
+    [[MIDDLEWARE], [PASSING, MIDDLEWARE], [MIDDLEWARE, PASSING]],
+    ids=["alone", "within a sync one", "around a sync one"],
+)
+
+
+@pytest.fixture(autouse=True)
+def settings(manager: SecretsManager) -> Iterator[None]:
+    seen.clear()
+    with project(VAULT_MIDDLEWARE={"MANAGER": manager, "HANDLE_ERRORS": True}):
+        yield
+
+
+def asgi(path: str) -> Any:
+    return get(ASGIHandler(), path)
+
+
+def wsgi(path: str) -> Any:
+    return WSGIClient(WSGIHandler()).get(path)
+
+
+@stacks
+@pytest.mark.parametrize("view", ["/view", "/aview"])
+@pytest.mark.parametrize("ask", [wsgi, asgi])
+def test_a_view_of_each_kind_finds_the_secrets_under_each_kind_of_server(
+    ask: Any, view: str, middleware: list[str]
+) -> None:
+    with override_settings(MIDDLEWARE=middleware):
+        assert ask(view).text == "value-1"
+    assert repr(seen[0]) == CLOSED
+
+
+def test_a_streamed_body_reads_to_its_end_under_wsgi() -> None:
+    answer = WSGIClient(WSGIHandler()).get("/stream")
+    assert answer.text == "user-1user-1"
+    answer.close()
+    assert seen[1:] == [OPEN, OPEN]
+    assert repr(seen[0]) == CLOSED
+
+
+def test_a_stream_that_is_given_up_closes_the_accessor_under_wsgi() -> None:
+    answer = WSGIClient(WSGIHandler()).get("/stream", buffered=False)
+    assert next(iter(answer.response)) == b"user-1"
+    assert repr(seen[0]) == OPEN
+    answer.close()
+    assert repr(seen[0]) == CLOSED
+
+
+def test_a_streamed_body_reads_to_its_end_under_asgi() -> None:
+    assert asgi("/astream").text == "user-1user-1"
+    assert seen[1:] == [OPEN, OPEN]
+    assert repr(seen[0]) == CLOSED
+
+
+def test_a_body_that_fails_closes_the_accessor_under_asgi() -> None:
+    gc.disable()
+    try:
+        asgi("/astream?fail=1")
+        assert repr(seen[0]) == CLOSED
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("ask", [wsgi, asgi])
+def test_a_view_that_fails_closes_the_accessor(ask: Any) -> None:
+    with override_settings(DEBUG_PROPAGATE_EXCEPTIONS=False):
+        assert ask("/fail").status_code == 500
+    assert repr(seen[0]) == CLOSED
+
+
+def test_a_client_that_goes_away_closes_the_accessor_and_gives_its_lease_back(manager: SecretsManager) -> None:
+    asked = False
+
+    async def receive() -> Message:
+        nonlocal asked
+        if not asked:
+            asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        while not (seen and manager.health()["leases"]):
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    once(ASGIHandler(), http_scope("/hang"), receive=receive)
+    assert repr(seen[0]) == CLOSED
+
+
+def test_after_a_request_there_is_no_current_accessor() -> None:
+    Client().get("/view")
+    with pytest.raises(AccessorClosed):
+        current_secrets()
+
+
+def test_the_audit_line_names_the_request(vault: FakeVault, tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    with (
+        manager_over(vault, audit=audit) as manager,
+        override_settings(VAULT_MIDDLEWARE={"MANAGER": manager}),
+    ):
+        Client().get("/view", headers={"X-Request-ID": "by-wsgi"})
+        get(ASGIHandler(), "/aview", **{"X-Request-ID": "by-asgi"})
+    lines = audit_lines(audit, "secret_access")
+    assert [(line["request_id"], line["method"], line["path"]) for line in lines] == [
+        ("by-wsgi", "GET", "/view"),
+        ("by-asgi", "GET", "/aview"),
+    ]
+
+
+def test_an_error_of_ours_is_answered_where_that_is_wanted(manager: SecretsManager) -> None:
+    answer = wsgi("/missing")
+    assert (answer.status_code, answer.text) == (500, "Internal Server Error\n")
+    with override_settings(VAULT_MIDDLEWARE={"MANAGER": manager}), pytest.raises(LookupError):
+        Client().get("/missing")
+
+
+def test_one_that_may_pass_is_answered_503_with_retry_after(vault: FakeVault) -> None:
+    vault.down = True
+    with (
+        manager_over(vault, request_timeout="200ms") as manager,
+        override_settings(VAULT_MIDDLEWARE={"MANAGER": manager, "HANDLE_ERRORS": True}),
+    ):
+        answer = wsgi("/view")
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_the_settings_lie_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAULT_ADDR", "http://127.0.0.1:1")
+    monkeypatch.setenv("VAULT_ROLE", "of-the-environment")
+    values = {"VAULT_ROLE": "of-the-settings", "VAULT_AUDIT_LOG": "off", "VAULT_SKIP_VERIFY": False}
+    with override_settings(VAULT_MIDDLEWARE=values):
+        config = secrets_manager().config
+        assert secrets_manager() is secrets_manager()
+    assert (config.vault_addr, config.vault_role) == ("http://127.0.0.1:1", "of-the-settings")
+
+
+def test_threads_that_ask_for_the_manager_at_once_get_the_same_one() -> None:
+    found: set[int] = set()
+    with override_settings(VAULT_MIDDLEWARE={"VAULT_ADDR": "http://127.0.0.1:1", "VAULT_AUDIT_LOG": "off"}):
+        threads = [threading.Thread(target=lambda: found.add(id(secrets_manager()))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"VAULT_CLIENT_TIMEOUT": "soon"}, "VAULT_CLIENT_TIMEOUT"),
+        ({"VAULT_ROLLE": "x"}, "VAULT_ROLLE"),
+        (["VAULT_ROLE"], "VAULT_MIDDLEWARE"),
+    ],
+    ids=["value", "name", "kind"],
+)
+def test_a_wrong_setting_fails_the_start_and_is_an_error_of_the_checks(values: Any, named: str) -> None:
+    with override_settings(VAULT_MIDDLEWARE=values):
+        with pytest.raises(ConfigurationError, match=named):
+            VaultMiddleware(lambda _request: None)
+        (found,) = check_settings()
+    assert found.id == "vault_middleware.E001"
+    assert named in found.msg
+
+
+def test_a_project_without_the_middleware_is_warned_by_the_checks() -> None:
+    with override_settings(MIDDLEWARE=[]):
+        assert [each.id for each in check_settings()] == ["vault_middleware.W001"]
+
+
+def test_a_sound_project_has_nothing_to_be_told() -> None:
+    assert check_settings() == []
+
+
+def test_the_checks_run_by_being_an_installed_application() -> None:
+    from django.core import checks
+
+    with override_settings(
+        INSTALLED_APPS=["vault_middleware.integrations.django.VaultConfig"], VAULT_MIDDLEWARE={"VAULT_ROLLE": "x"}
+    ):
+        found: list[CheckMessage] = checks.run_checks()
+    assert "vault_middleware.E001" in {each.id for each in found}
+    assert STATIC not in str(found)

@@ -1,0 +1,79 @@
+"""Fuzzed paths and hostile answers against real managers; the full numbers are those of ``python -m tests.security``."""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vault_middleware import SecretsManager
+from vault_middleware.errors import InvalidSecretPath
+
+from .campaign import campaign
+from .scale import ANSWERS, FULL, PATHS
+from .stub import Asked, stubbed
+
+FRAGMENTS = [
+    *("..", ".", "/", "//", "\\", "%2e", "%2E%2e", "%252e", "%25", "%c0%ae", "%2f", "%5c", "%00", "..;", ";"),
+    *("?", "#", "?list=true", "#x", "\x00", "\r\n", "\r\nX-Vault-Token: x", "\t", " ", "\x7f", "\x85", "\u2028"),
+    *("．", "／", "․", "‥", "…", "∕", "⁄", "＼", "％", "﹒", "。", "\u202e", "\ufeff", "\u200b", "\ud800", "\udcff"),
+    *("sys", "auth", "SYS", "data", "metadata", "lotabots", "jwt", "a" * 300, "é", "e\u0301", "日本", "𝟘", "~", "@", ":"),
+]
+tenants = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=6), max_size=6).map("".join)
+
+
+@pytest.fixture(scope="module")
+def manager() -> Iterator[tuple[SecretsManager, Asked]]:
+    with stubbed(cache_max_entries=64) as (manager, asked):
+        yield manager, asked
+
+
+def lands_below(prefix: str, target: str) -> None:
+    """Fail if *target* could be read as a place that is not below *prefix*."""
+    parts = urlsplit(f"http://vault{target}")
+    assert (parts.netloc, parts.path, parts.query, parts.fragment) == ("vault", target, "", "")
+    assert target.isascii()
+    assert target.isprintable()
+    once = unquote(target, errors="strict")
+    for seen in (target, once, unquote(once), unicodedata.normalize("NFKC", once), once.replace("\\", "/")):
+        assert posixpath.normpath(seen).startswith(prefix), seen
+        assert seen.count("/") == target.count("/"), seen
+
+
+@settings(
+    max_examples=PATHS, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(tenant=tenants)
+@pytest.mark.timeout(1800 if FULL else 180)
+def test_whatever_a_tenant_is_called_nothing_but_its_own_secret_is_asked_for(
+    manager: tuple[SecretsManager, Asked], tenant: str
+) -> None:
+    secrets, asked = manager
+    asked.paths.clear()
+    for path, prefix in ((f"shared/{tenant}", "/v1/lotabots/shared/data/"), (f"{tenant}/x", "/v1/lotabots/")):
+        try:
+            secret = secrets.get_secret(path, fresh=True)
+        except InvalidSecretPath:
+            assert not asked.paths
+            continue
+        assert secret.path == path
+        *mounts, target = asked.paths
+        lands_below(prefix, target)
+        assert unquote(target, errors="strict").replace("/data/", "/", 1) == f"/v1/lotabots/{path}"
+        for mount in mounts:
+            lands_below("/v1/sys/internal/ui/mounts/lotabots/", mount)
+        asked.paths.clear()
+
+
+@pytest.mark.timeout(1800 if FULL else 180)
+def test_a_hostile_server_gets_only_documented_errors_in_time_and_the_cache_goes_on(tmp_path: Path) -> None:
+    report = campaign(ANSWERS, tmp_path)
+    assert not report.problems, str(report)
+    assert sum(report.answers.values()) >= ANSWERS
+    assert len(report.answers) == 12, f"an endpoint was never reached: {report.answers}"

@@ -1,0 +1,214 @@
+"""Django: a middleware for WSGI and ASGI, and checks of its settings.
+
+::
+
+    MIDDLEWARE = ["vault_middleware.integrations.django.VaultMiddleware", ...]
+    INSTALLED_APPS = ["vault_middleware.integrations.django.VaultConfig", ...]      # for the checks; may be left out
+    VAULT_MIDDLEWARE = {"VAULT_ROLE": "api-gateway"}                # over the environment; may be left out
+
+Beside the variables, ``VAULT_MIDDLEWARE`` knows ``HANDLE_ERRORS`` (answer our errors that a view let through: 503 with
+``Retry-After`` where trying again can help, else 500) and ``MANAGER`` (a manager of the project's own, who closes it too).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Token
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.apps import AppConfig
+from django.conf import settings
+from django.core import checks
+from django.core.signals import setting_changed
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+
+from ..accessor import RequestSecrets, activate, current_secrets, deactivate
+from ..errors import ConfigurationError, VaultMiddlewareError
+from ..manager import SecretsManager
+from ..web import ASGIIdentity, WSGIIdentity, error_response
+from ._settings import config_from
+
+__all__ = ["VaultConfig", "VaultMiddleware", "current_secrets", "secrets_manager"]
+
+_log = logging.getLogger("vault_middleware")
+
+_SETTING = "VAULT_MIDDLEWARE"
+_lock = threading.Lock()
+_made: SecretsManager | None = None
+
+
+def _options() -> dict[str, Any]:
+    options = getattr(settings, _SETTING, None) or {}
+    if not isinstance(options, Mapping):
+        raise ConfigurationError(
+            f"{_SETTING} must be a dictionary of settings, such as {{'VAULT_ROLE': 'api-gateway'}}"
+        )
+    return dict(options)
+
+
+def secrets_manager() -> SecretsManager:
+    """The manager of this process, for ``on_rotate``, ``health`` and reads outside of requests (management commands).
+
+    Raises
+    ------
+    ConfigurationError
+        A setting is wrong.
+    """
+    global _made  # noqa: PLW0603 (Django has one configuration a process, and builds its middleware more than once)
+    if _made is None:
+        options = _options()
+        given: SecretsManager | None = options.pop("MANAGER", None)
+        options.pop("HANDLE_ERRORS", None)
+        with _lock:
+            if _made is None:
+                _made = SecretsManager(config_from(options)) if given is None else given
+    return _made
+
+
+def _settings_changed(*, setting: str, **_rest: object) -> None:
+    """In a test with other settings: another manager. One of ours that was started is closed."""
+    global _made  # noqa: PLW0603
+    if setting == _SETTING:
+        with _lock:
+            _made = None
+
+
+setting_changed.connect(_settings_changed, dispatch_uid="vault_middleware")
+
+
+class VaultMiddleware:
+    """Gives each request ``request.state.secrets``; the manager starts at the first use, and stops with the process.
+
+    It works in sync and in async stacks. Put it first, so that the middlewares after it may read secrets too.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self._get_response = get_response
+        self._handle_errors = bool(_options().get("HANDLE_ERRORS"))
+        secrets_manager()  # a wrong setting fails here, and SIGTERM is taken on the main thread
+        self._is_async = iscoroutinefunction(get_response)
+        if self._is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if self._is_async:
+            return self._acall(request)
+        handling = _Handling(request)
+        try:
+            response: HttpResponseBase = self._get_response(request)
+        except BaseException:
+            handling.end()
+            raise
+        return handling.until_sent(response)
+
+    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+        handling = _Handling(request)
+        try:
+            response: HttpResponseBase = await self._get_response(request)
+        except BaseException:
+            handling.end()
+            raise
+        # Django closes no response that it fails to send; but then the task of the request ends.
+        task = asyncio.current_task()
+        if task is not None:
+            task.add_done_callback(lambda _task: handling.end())
+        return handling.until_sent(response)
+
+    def process_exception(self, _request: HttpRequest, error: Exception) -> HttpResponse | None:
+        """The answer to an error of ours that a view let through, where that is wanted."""
+        if not self._handle_errors or not isinstance(error, VaultMiddlewareError):
+            return None
+        _log.error("a request failed: %s", error)
+        status, headers, body = error_response(error)
+        response = HttpResponse(body, status=status)
+        for name, value in headers:
+            response[name] = value
+        return response
+
+
+class _State:
+    """``request.state``, as other frameworks have it."""
+
+    secrets: RequestSecrets
+    secrets_manager: SecretsManager
+
+
+class _Handling:
+    """One request from its begin to the last byte of its response."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        manager = secrets_manager()
+        scope: Mapping[str, Any] | None = getattr(request, "scope", None)
+        identity = WSGIIdentity(request.META) if scope is None else ASGIIdentity(scope)
+        self._secrets = RequestSecrets(manager, identity)
+        state = getattr(request, "state", None)
+        if state is None:
+            state = request.state = _State()
+        state.secrets = self._secrets
+        state.secrets_manager = manager
+        self._token: Token[RequestSecrets] | None = activate(self._secrets)
+
+    def until_sent(self, response: HttpResponseBase) -> HttpResponseBase:
+        """End when *response* is closed, which the server's side of Django does when it has been sent."""
+        close = response.close
+
+        def closing() -> None:
+            try:
+                close()
+            finally:
+                self.end()
+
+        response.close = closing
+        if not response.streaming:  # nothing of the project runs any more; and this is still the context of the request
+            self._leave()
+        return response
+
+    def end(self) -> None:
+        """The request has ended; idempotent."""
+        self._leave()
+        self._secrets.close()
+
+    def _leave(self) -> None:
+        token, self._token = self._token, None
+        if token is not None:
+            deactivate(token)
+
+
+class VaultConfig(AppConfig):  # type: ignore[misc]
+    """The application for ``INSTALLED_APPS``: with it, ``manage.py check`` tells of bad settings."""
+
+    name = "vault_middleware.integrations.django"
+    label = "vault_middleware"
+    verbose_name = "vault-middleware"
+
+    def ready(self) -> None:
+        """Register the checks."""
+        checks.register(check_settings)
+
+
+def check_settings(app_configs: object = None, **_rest: object) -> list[checks.CheckMessage]:
+    """What is wrong with the settings: ``E001`` a bad value or name, ``W001`` the middleware is missing."""
+    found: list[checks.CheckMessage] = []
+    problem: ConfigurationError | None = None
+    try:
+        options = _options()
+        if options.pop("MANAGER", None) is None:
+            options.pop("HANDLE_ERRORS", None)
+            config_from(options)
+    except ConfigurationError as error:
+        problem = error
+    if problem is not None:
+        hint = f"Set it in {_SETTING} or in the environment."
+        found.append(checks.Error(str(problem), hint=hint, id="vault_middleware.E001"))
+    middleware = f"{__name__}.VaultMiddleware"
+    if middleware not in getattr(settings, "MIDDLEWARE", ()):
+        hint = f"Add {middleware!r} to MIDDLEWARE, first."
+        found.append(checks.Warning("Requests have no secrets.", hint=hint, id="vault_middleware.W001"))
+    return found

@@ -1,0 +1,1 @@
+"""Django's PostgreSQL backend, whose connections follow the rotation of their credential; see :mod:`.base`."""
