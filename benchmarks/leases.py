@@ -27,8 +27,8 @@ from vault_middleware.engine.leases import Leased
 
 from .leased_kv import LeasedKV
 
-#: Threads that read the secrets for the first time.
-READERS = 8
+#: Threads that read the secrets for the first time; few, as what is renewed meanwhile shares the cores with them.
+READERS = 2
 
 
 class Watch:

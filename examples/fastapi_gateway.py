@@ -5,7 +5,7 @@ Settings of its own, besides those of vault-middleware: UPSTREAM_URL, DATABASE_H
 """
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import psycopg
@@ -14,7 +14,7 @@ from fastapi import FastAPI, Header, Request, Response
 from vault_middleware.integrations.fastapi import SecretsDep, VaultMiddleware
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:8081")
-DATABASE = {
+DATABASE: dict[str, Any] = {
     "host": os.environ.get("DATABASE_HOST", "127.0.0.1"),
     "port": os.environ.get("DATABASE_PORT", "5432"),
     "dbname": os.environ.get("DATABASE_NAME", "postgres"),

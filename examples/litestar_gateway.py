@@ -5,6 +5,7 @@ Settings of its own, besides those of vault-middleware: UPSTREAM_URL, DATABASE_H
 """
 
 import os
+from typing import Any
 
 import httpx
 import psycopg
@@ -13,7 +14,7 @@ from litestar import Litestar, Request, Response, get
 from vault_middleware import VaultMiddleware, current_secrets
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:8081")
-DATABASE = {
+DATABASE: dict[str, Any] = {
     "host": os.environ.get("DATABASE_HOST", "127.0.0.1"),
     "port": os.environ.get("DATABASE_PORT", "5432"),
     "dbname": os.environ.get("DATABASE_NAME", "postgres"),
@@ -21,7 +22,7 @@ DATABASE = {
 
 
 @get("/api/{path:path}")
-async def forward(path: str, request: Request) -> Response[bytes]:
+async def forward(path: str, request: Request[Any, Any, Any]) -> Response[bytes]:
     """Ask the upstream, with the key that the client never sees."""
     key = (await request.state.secrets.aget_secret("api-gateway/api-key"))["value"]
     async with httpx.AsyncClient(trust_env=False, timeout=10) as client:

@@ -5,6 +5,7 @@ Settings of its own, besides those of vault-middleware: UPSTREAM_URL, DATABASE_H
 """
 
 import os
+from typing import Any
 
 import httpx
 import psycopg
@@ -13,7 +14,7 @@ from quart import Quart, Response, request
 from vault_middleware import VaultMiddleware, current_secrets
 
 UPSTREAM_URL = os.environ.get("UPSTREAM_URL", "http://127.0.0.1:8081")
-DATABASE = {
+DATABASE: dict[str, Any] = {
     "host": os.environ.get("DATABASE_HOST", "127.0.0.1"),
     "port": os.environ.get("DATABASE_PORT", "5432"),
     "dbname": os.environ.get("DATABASE_NAME", "postgres"),
@@ -28,9 +29,7 @@ async def forward(path: str) -> Response:
     """Ask the upstream, with the key that the client never sees."""
     key = (await current_secrets().aget_secret("api-gateway/api-key"))["value"]
     async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
-        answer = await client.get(
-            f"{UPSTREAM_URL}/{path}", params=request.args.to_dict(), headers={"X-API-Key": key}
-        )
+        answer = await client.get(f"{UPSTREAM_URL}/{path}", params=request.args.to_dict(), headers={"X-API-Key": key})
     return Response(answer.content, answer.status_code, content_type=answer.headers.get("Content-Type"))
 
 

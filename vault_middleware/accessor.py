@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from .cache import Entry, Key
+from .engine.repeats import Repeat
 from .errors import AccessorClosed
 from .holds import Holds
 from .manager import SecretsManager
@@ -42,37 +43,13 @@ class Identity(Protocol):
 STALE_PIN = 1.0
 
 
-class _Repeat:
-    """A pin that is read again: everything that such a read needs at hand, valid before the monotonic time *until*.
+#: Held while what a request has pinned changes in more than one place; not by a read that hits. It can be taken again by
+#: its thread, as the garbage collector may close what was left open at any time.
+_changing = threading.RLock()
 
-    Attributes
-    ----------
-    count
-        Counts a read: here, and in the metrics from which *hits* came, in one step that no other thread can divide.
-    """
-
-    __slots__ = ("_reads", "count", "entry", "leased", "secret", "until")
-
-    def __init__(self, entry: Entry, until: float, hits: Iterator[int]) -> None:
-        self.entry: Final = entry
-        self.secret: Final = entry.secret
-        self.leased: Final = entry.holds is not None
-        self.until: Final = until
-        self._reads = enumerate(hits)
-        self.count: Final = self._reads.__next__
-
-    @property
-    def reads(self) -> int:
-        """How many were counted; to ask counts nothing."""
-        state: Any = self._reads.__reduce__()
-        return int(state[1][1])
-
-
-#: Held while what a request has pinned changes in more than one place; by a hit that is its first or a repeat, never.
-_changing = threading.Lock()
-
-#: The repeats of a request that has none.
-_NONE: Final[dict[Key, _Repeat]] = {}
+#: What a request has that reads nothing twice, and none that is leased: so that it need not make a dict for it.
+_NO_REPEATS: Final[dict[Key, Repeat]] = {}
+_NO_HOLDS: Final[dict[Holds, None]] = {}
 
 
 class RequestSecrets:
@@ -84,6 +61,7 @@ class RequestSecrets:
 
     __slots__ = (
         "__weakref__",
+        "_allowed",
         "_beside",
         "_clock",
         "_closed",
@@ -100,12 +78,13 @@ class RequestSecrets:
         self._manager = manager
         self._identity = identity
         self._clock = manager.clock
+        self._allowed: tuple[tuple[str, ...], ...]  # set where a route has an allow-list, and looked at only there
         #: The audit line's part about this request; made at the first read, as little is known and wanted before.
         self.context: Context = ""
         # What was read once, and of that what was read again.
         self._pins: dict[Key, Entry] = {}
-        self._repeats = _NONE
-        self._holds: dict[Holds, None] | None = None
+        self._repeats = _NO_REPEATS
+        self._holds = _NO_HOLDS
         self._closed = False
         # Within a scope of ours: whose scope this is. Once a scope was opened: who reads for us outside of all of them.
         self._outer: RequestSecrets | None = None
@@ -248,8 +227,12 @@ class RequestSecrets:
             if repeat is not None:
                 repeat.count()
                 return repeat.secret
-        entry = self._manager.gate.hit(key, dynamic, self)
-        return None if entry is None else self._keep(key, entry)
+        entry = self._manager.hit(key, dynamic, self)
+        if entry is None:
+            return None
+        if self._pins.setdefault(key, entry) is entry and not self._closed and self._beside is None:
+            return entry.secret
+        return self._keep(key, entry)
 
     def _keep(self, key: Key, entry: Entry, fresh: bool = False) -> Secret:
         """Pin *entry* for the rest of the request, unless another thread of it has pinned a valid one meanwhile."""
@@ -269,16 +252,16 @@ class RequestSecrets:
             self._before()
         return entry.secret
 
-    def _repeated(self, key: Key, entry: Entry, until: float) -> _Repeat | None:
+    def _repeated(self, key: Key, entry: Entry, until: float) -> Repeat | None:
         """From now on repeat reads of *key* are answered at the top of the getters; None if it is pinned no more."""
-        repeat = _Repeat(entry, until, self._manager.hits)
+        repeat = Repeat(entry, until, self._manager.hits)
         with _changing:
             if self._pins.get(key) is not entry:
                 return None
             before = self._repeats.get(key)
             if before is not None and before.until >= until:  # another thread was faster
                 return before
-            if self._repeats is _NONE:
+            if self._repeats is _NO_REPEATS:
                 self._repeats = {}
             self._repeats[key] = repeat
         if before is not None:
@@ -299,12 +282,12 @@ class RequestSecrets:
     def _let_go(self) -> None:
         """Pin nothing any more."""
         with _changing:
-            repeats, self._repeats = self._repeats, _NONE
+            repeats, self._repeats = self._repeats, _NO_REPEATS
             self._pins.clear()
         for repeat in list(repeats.values()):
             self._report(repeat)
 
-    def _report(self, repeat: _Repeat) -> None:
+    def _report(self, repeat: Repeat) -> None:
         """One closing line for reads that were answered from the pin."""
         reads = repeat.reads
         if reads:
@@ -325,9 +308,9 @@ class RequestSecrets:
     def take(self, holds: Holds) -> None:
         """Hold a lease until the request ends."""
         holds.take(self)
-        if self._holds is None:
+        if self._holds is _NO_HOLDS:
             with _changing:
-                self._holds = {} if self._holds is None else self._holds
+                self._holds = {} if self._holds is _NO_HOLDS else self._holds
         self._holds[holds] = None
         if self._closed:  # it ended meanwhile, in another thread
             holds.give_back(self)
@@ -348,9 +331,9 @@ class RequestSecrets:
             # Our own pins are its from now on, so that a read within the block does not find them first.
             with _changing:
                 beside._pins, self._pins = self._pins, {}
-                beside._repeats, self._repeats = self._repeats, _NONE
+                beside._repeats, self._repeats = self._repeats, _NO_REPEATS
             self._beside = beside
-        inner = self._within()
+        inner = (self._scope_here() or self)._within()  # what a route may read holds within its scopes too
         inner._outer = self
         token = _current.set(inner)
         try:
@@ -370,7 +353,7 @@ class RequestSecrets:
         if self._closed:
             return
         self._closed = True
-        if self._holds is not None:
+        if self._holds:
             for holds in list(self._holds):
                 holds.give_back(self)
         if self._repeats:
@@ -423,7 +406,7 @@ def deactivate(token: Token[RequestSecrets]) -> None:
 def _after_fork() -> None:
     """In a forked child: a fresh lock."""
     global _changing  # noqa: PLW0603
-    _changing = threading.Lock()
+    _changing = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -76,31 +76,27 @@ class VaultMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if kind in ("http", "websocket"):
-            await self._request(scope, receive, send)
-        elif kind == "lifespan":
-            await self._lifespan(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if kind not in ("http", "websocket"):
+            await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
+            return
         manager = self._manager or self.manager
         secrets = RequestSecrets(manager, ASGIIdentity(scope))
         state = scope.get("state")
         if state is None:
             state = scope["state"] = {}
-        outer = state.get("secrets"), state.get("secrets_manager")
+        # A middleware around this one, whose state this is too, finds its own there again.
+        outer = (state["secrets"], state.get("secrets_manager")) if "secrets" in state else None
         state["secrets"], state["secrets_manager"] = secrets, manager
         token = activate(secrets)
         try:
-            if self._handle_errors and scope["type"] == "http":
+            if self._handle_errors and kind == "http":
                 await self._answering_errors(scope, receive, send)
             else:
                 await self.app(scope, receive, send)
         finally:
             deactivate(token)
             secrets.close()
-            if outer[0] is not None:  # a middleware around this one, whose state this is too
+            if outer is not None:
                 state["secrets"], state["secrets_manager"] = outer
 
     async def _answering_errors(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from .cache import Entry, Key
 from .config import SecretConfig
 from .engine.engine import Engine
-from .engine.gate import Gate
+from .engine.gate import Gate, Reading
 from .engine.reader import Callback
 from .errors import SecretUnavailable, VaultMiddlewareError
 from .events import Event, Started, Stopped
@@ -27,6 +27,7 @@ from .telemetry.audit import Audit
 from .telemetry.log import OperationalLog
 from .telemetry.metrics import Metrics
 from .telemetry.sinks import open_sink
+from .workers import require_threads
 
 __all__ = ["SecretsManager"]
 
@@ -75,6 +76,7 @@ class SecretsManager:
         registry: CollectorRegistry = REGISTRY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        require_threads()
         self.config = SecretConfig.from_env() if config is None else config
         #: The monotonic clock, in seconds.
         self.clock = self._clock = clock
@@ -89,6 +91,8 @@ class SecretsManager:
         self._lock = threading.Lock()
         self._started = False
         self._closed = False
+        #: The gate's: what the cache can answer at once, to whom; nothing but while it is started.
+        self.hit: Callable[[Key, bool, Reading], Entry | None] = _no_hit
         self._exits = ExitHooks(self.close)
         self._engine = self._build()
         for warning in self.config.warnings():
@@ -138,6 +142,7 @@ class SecretsManager:
                 self._engine = self._build()
             self._started = True
             engine = self._engine
+            self.hit = engine.gate.hit
         engine.start()
         self._exits.install()
         self._emit(Started(os.getpid()))
@@ -164,6 +169,7 @@ class SecretsManager:
         """
         with self._lock:
             started, self._started = self._started, False
+            self.hit = _no_hit
             self._closed = True  # also where it was never started: a late reader must not start it then
             engine = self._engine
         if not started:
@@ -206,7 +212,7 @@ class SecretsManager:
         self._audit.after_fork()
         if self._closed:
             return
-        self._started = False
+        self._started, self.hit = False, _no_hit
         self._engine = self._build()
         self._engine.cache.inherit(parent.cache)
 
@@ -248,7 +254,8 @@ class SecretsManager:
             See the table of errors in the documentation.
         """
         key: Key = path if version is None else (path, version)
-        return self.gate.read(key, False, fresh, timeout, self._outside).secret
+        entry = None if fresh else self.hit(key, False, self._outside)
+        return (entry or self.gate.read(key, False, fresh, timeout, self._outside)).secret
 
     def get_dynamic_secret(self, path: str, *, timeout: float | None = None) -> DynamicSecret:
         """The leased secret at *path*, outside any request; see :meth:`get_secret`.
@@ -300,6 +307,10 @@ class SecretsManager:
     def __repr__(self) -> str:
         state = "started" if self._started else "closed" if self._closed else "not started"
         return f"<SecretsManager {self.config.vault_addr} role={self.config.vault_role!r} {state}>"
+
+
+def _no_hit(_key: Key, _dynamic: bool, _by: Reading) -> None:
+    """What there is at hand while the manager is not started."""
 
 
 def _dynamic(entry: Entry) -> DynamicSecret:

@@ -46,10 +46,10 @@ class ASGIIdentity:
             found = trace = None
             for name, value in self._scope.get("headers", ()):
                 if len(name) == 12 and name.lower() == b"x-request-id":  # the length tells nearly all others quickly
-                    found = value
+                    found = value.decode("latin-1")  # which makes text of any bytes
                 elif len(name) == 11 and name.lower() == b"traceparent":
-                    trace = value
-            self._ids.append(request_id(_text(found), _text(trace)))
+                    trace = value.decode("latin-1")
+            self._ids.append(request_id(found, trace))
         return self._ids[0]
 
     @property
@@ -66,8 +66,10 @@ class ASGIIdentity:
     @property
     def place(self) -> tuple[str, str]:
         """The route where the framework tells it, else the path."""
-        route = getattr(self._scope.get("route"), "path", None)
-        return ("route", route) if isinstance(route, str) else ("path", str(self._scope.get("path", "")))
+        route = self._scope.get("route")
+        if route is not None and isinstance(path := getattr(route, "path", None), str):
+            return "route", path
+        return "path", str(self._scope.get("path", ""))
 
 
 class WSGIIdentity:
@@ -112,7 +114,3 @@ def error_response(error: VaultMiddlewareError) -> tuple[int, list[tuple[str, st
     if passing:
         headers.append(("retry-after", str(RETRY_AFTER)))
     return status, headers, text
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")

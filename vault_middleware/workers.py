@@ -9,14 +9,33 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable
 
-__all__ = ["Job", "Workers"]
+from .errors import ConfigurationError
+
+__all__ = ["Job", "Workers", "require_threads"]
 
 Job = Callable[[], object]
 
 _log = logging.getLogger("vault_middleware")
+
+
+def require_threads() -> None:
+    """Refuse a server under which threads do not run: uWSGI stops them all between two requests unless told otherwise.
+
+    Raises
+    ------
+    ConfigurationError
+        It is uWSGI, without ``enable-threads``.
+    """
+    uwsgi = sys.modules.get("uwsgi")  # which exists within the server only
+    options = getattr(uwsgi, "opt", None)
+    if options is not None and not any(options.get(name) for name in ("enable-threads", "threads")):
+        raise ConfigurationError(
+            "uWSGI runs this process without threads, so that no lease would be renewed; start it with --enable-threads"
+        )
 
 
 class Workers:

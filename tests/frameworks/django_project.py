@@ -21,14 +21,17 @@ MIDDLEWARE = "vault_middleware.integrations.django.VaultMiddleware"
 #: What the views have seen; a test clears it first.
 seen: list[Any] = []
 
+#: The last of them is set when `hang` has its lease.
+holding: list[asyncio.Event] = []
+
 
 def project(**more: Any) -> Any:
     """Settings under which the views of this file are served; *more* over them."""
     if not settings.configured:
-        settings.configure()
+        settings.configure(SECRET_KEY="x" * 50)
     if not apps.ready:
         django.setup()
-    usual = {"ROOT_URLCONF": __name__, "MIDDLEWARE": [MIDDLEWARE], "ALLOWED_HOSTS": ["*"], "SECRET_KEY": "x" * 50}
+    usual = {"ROOT_URLCONF": __name__, "MIDDLEWARE": [MIDDLEWARE], "ALLOWED_HOSTS": ["*"]}
     return override_settings(**{**usual, **more})
 
 
@@ -80,6 +83,7 @@ async def astream(request: HttpRequest) -> StreamingHttpResponse:
 async def hang(request: HttpRequest) -> HttpResponse:
     seen.append(request.state.secrets)
     await request.state.secrets.aget_dynamic_secret(DYNAMIC)
+    holding[-1].set()
     await asyncio.Event().wait()
     raise AssertionError
 

@@ -58,7 +58,7 @@ def app(manager: SecretsManager) -> flask.Flask:
 
 
 def test_a_view_finds_the_secrets_in_the_state_and_anywhere_beneath(app: flask.Flask) -> None:
-    assert app.test_client().get("/").text == "value-1"
+    assert app.test_client().get("/", buffered=True).text == "value-1"
 
 
 def test_the_state_takes_what_the_application_puts_there(manager: SecretsManager) -> None:
@@ -74,14 +74,15 @@ def test_the_state_takes_what_the_application_puts_there(manager: SecretsManager
         assert flask.request.state.secrets_manager is manager  # type: ignore[attr-defined]
         return str(flask.request.state.tenant)  # type: ignore[attr-defined]
 
-    assert app.test_client().get("/").text == "acme"
+    assert app.test_client().get("/", buffered=True).text == "acme"
 
 
 def test_a_streamed_body_reads_to_its_end_and_then_the_accessor_is_closed(app: flask.Flask) -> None:
-    with app.test_client().get("/stream") as answer:
-        assert answer.text == "user-1user-1"
+    answer = app.test_client().get("/stream", buffered=True)
+    assert answer.text == "user-1user-1"
     assert repr(seen[0]) == CLOSED
-    assert seen[1:] == [OPEN, OPEN, OPEN] or seen[2:] == [OPEN, OPEN]
+    assert seen.count(OPEN) == 3  # two pieces, and the teardown
+    assert len(seen) == 4
 
 
 def test_a_stream_that_is_given_up_closes_the_accessor(app: flask.Flask) -> None:
@@ -92,13 +93,13 @@ def test_a_stream_that_is_given_up_closes_the_accessor(app: flask.Flask) -> None
 
 
 def test_a_view_that_fails_closes_the_accessor_after_the_teardown(app: flask.Flask) -> None:
-    assert app.test_client().get("/fail").status_code == 500
+    assert app.test_client().get("/fail", buffered=True).status_code == 500
     assert repr(seen[0]) == CLOSED
     assert seen[1] == OPEN
 
 
 def test_an_error_of_ours_is_answered_without_a_word_about_the_secret(app: flask.Flask) -> None:
-    answer = app.test_client().get("/missing")
+    answer = app.test_client().get("/missing", buffered=True)
     assert (answer.status_code, answer.text) == (500, "Internal Server Error\n")
 
 
@@ -108,7 +109,7 @@ def test_one_that_may_pass_is_answered_503_with_retry_after(vault: FakeVault) ->
         app = flask.Flask(__name__)
         Vault(app, manager, handle_errors=True)
         app.add_url_rule("/", view_func=lambda: str(current_secrets().get_secret(STATIC)))
-        answer = app.test_client().get("/")
+        answer = app.test_client().get("/", buffered=True)
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0
 

@@ -5,7 +5,7 @@ import sys
 from vault_middleware.devstack import DevStack
 
 from .kinds import KINDS
-from .load import put_under_load
+from .load import add_roles, put_under_load
 
 #: Rotations of each kind, where it is not 8.
 ROTATIONS = {"sqlalchemy": 20}
@@ -15,6 +15,7 @@ def main(kinds: list[str]) -> int:
     """Run the named kinds, or all; 1 if one of them shows a problem."""
     bad = 0
     with DevStack(token_ttl=3600) as stack:
+        add_roles(stack)
         for kind in kinds or KINDS:
             report = put_under_load(kind, stack, threads=16, rotations=ROTATIONS.get(kind, 8))
             print(report, flush=True)

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+import django
 import sqlalchemy as sa
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.db.utils import ConnectionHandler
 
@@ -103,7 +105,9 @@ def _loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
 def django_databases(stack: DevStack, manager: SecretsManager, path: str, **options: Any) -> ConnectionHandler:
     """Django's connections, persistent ones, apart from those of its settings."""
     if not django_settings.configured:
-        django_settings.configure()
+        django_settings.configure(SECRET_KEY="x" * 50)
+    if not apps.ready:
+        django.setup()
     database = {
         "ENGINE": "vault_middleware.integrations.django_db",
         "NAME": "postgres",

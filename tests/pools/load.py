@@ -17,7 +17,7 @@ from vault_middleware.devstack import DevStack
 
 from .kinds import KINDS, Transaction
 
-__all__ = ["Report", "put_under_load"]
+__all__ = ["Report", "add_roles", "put_under_load"]
 
 #: Of the database role, in seconds.
 TTL, MAX_TTL = 2, 5
@@ -29,6 +29,15 @@ GONE_WITHIN = 5.0
 PACE, LONG = 0.01, 0.2
 
 SLOW_THREADS = 2
+
+#: The role of each kind; eight letters of it are in a user's name.
+ROLES = {
+    "sqlalchemy": "alchemy",
+    "sqlalchemy-async": "aalchemy",
+    "psycopg": "psycopg",
+    "psycopg-async": "apsycopg",
+    "django": "django",
+}
 
 
 @dataclass
@@ -77,10 +86,15 @@ class Report:
         return "\n".join(lines + [f"    PROBLEM: {problem}" for problem in self.problems])
 
 
+def add_roles(stack: DevStack) -> None:
+    """A database role for each kind."""
+    for role in ROLES.values():
+        stack.add_database_role(role, ttl=TTL, max_ttl=MAX_TTL)
+
+
 def put_under_load(kind: str, stack: DevStack, *, threads: int, rotations: int) -> Report:
     """Let *threads* threads use a pool of *kind* until its credential has been replaced *rotations* times."""
-    role = kind.replace("sqlalchemy", "sqla").replace("psycopg", "psy")[:8]  # so much of it is in a user's name
-    stack.add_database_role(role, ttl=TTL, max_ttl=MAX_TTL)
+    role = ROLES[kind]
     report = Report(kind, threads)
     path, users = f"database/creds/{role}", f"v-lotabots-{role}-"
     begun = time.monotonic()
@@ -126,6 +140,7 @@ def _load(transaction: Transaction, report: Report, enough: threading.Event, man
                 counts[index] += 1
             except Exception as error:
                 report.failures.append(f"{type(error).__name__}: {error}")
+                enough.set()
 
     workers = [
         threading.Thread(target=work, args=(index, long if index < SLOW_THREADS else short), daemon=True)

@@ -8,7 +8,7 @@ from tests.waiting import in_threads
 from vault_middleware.devstack import DevStack
 
 from .kinds import KINDS
-from .load import put_under_load
+from .load import add_roles, put_under_load
 
 pytestmark = pytest.mark.integration
 
@@ -18,6 +18,7 @@ def test_every_pool_under_load_goes_through_rotations_without_a_failed_query_and
 ) -> None:
     """All kinds at once, for most of the time is spent in waiting for leases to come of age."""
     kinds = list(KINDS)
+    add_roles(stack)
 
     def load(index: int) -> object:
         kind = kinds[index]

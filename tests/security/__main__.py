@@ -7,10 +7,10 @@ from pathlib import Path
 
 os.environ["FUZZ"] = "full"
 
-import pytest  # noqa: E402 (what is imported from here on reads that)
+import pytest
 
-from .campaign import campaign  # noqa: E402
-from .scale import ANSWERS  # noqa: E402
+from .campaign import campaign
+from .scale import ANSWERS
 
 
 def main(seed: int) -> int:

@@ -141,8 +141,8 @@ class Report:
             f"  at: {dict(self.answers.most_common())}",
             f"  of: {dict(self.kinds.most_common())}",
             f"  ended in: {dict(self.ends.most_common())}",
-            f"  slowest getter {self.slowest:.2f} s (budget {BUDGET} s); memory at most {self.grown} MB over the start's, "
-            f"{self.kept} MB at the end",
+            f"  slowest getter {self.slowest:.2f} s, budget {BUDGET} s",
+            f"  memory at most {self.grown} MB over the start's, {self.kept} MB at the end",
             *(f"PROBLEM {problem}" for problem in self.problems[:20]),
         ]
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How much of the fuzzing is done: a tenth in the normal run; all of it with ``FUZZ=full``, as ``python -m tests.security`` sets."""
+"""How much is fuzzed: a tenth in the normal run, all of it with ``FUZZ=full``, which ``python -m tests.security`` sets."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ UVICORN = ("uvicorn", "--port", "{port}", "--log-level", "warning")
 HYPERCORN = ("hypercorn", "--bind", "127.0.0.1:{port}", "--log-level", "warning")
 GRANIAN = ("granian", "--port", "{port}", "--workers", "2", "--log-level", "warning")
 GUNICORN = ("gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "2", "--log-level", "warning")
+UWSGI = ("uwsgi", "--http-socket", "127.0.0.1:{port}", "--need-app", "--die-on-term", "--master", "--processes", "2")
 WAITRESS = ("waitress-serve", "--listen", "127.0.0.1:{port}")
 
 
@@ -70,21 +71,21 @@ def _wsgi(application: str, target: str) -> list[Cell]:
     threads = ("--worker-class", "gthread", "--threads", "4")
     factory = target.endswith("()")
     plain = target.removesuffix("()")
+    uwsgi = (*UWSGI, "--enable-threads", "--module", f"{plain}{'()' if factory else ''}")
     return [
         Cell(application, "gunicorn sync", (*GUNICORN, target), atexit),
         Cell(application, "gunicorn sync --preload", (*GUNICORN, "--preload", target), atexit),
         Cell(application, "gunicorn gthread", (*GUNICORN, *threads, target), atexit),
         Cell(application, "gunicorn gthread --preload", (*GUNICORN, *threads, "--preload", target), atexit),
         Cell(application, "gunicorn gevent", (*GUNICORN, "--worker-class", "gevent", target), atexit),
-        Cell(
-            application, "waitress", (*WAITRESS, *(("--call",) if factory else ()), plain), frozenset({"sigterm"})
-        ),
+        Cell(application, "waitress", (*WAITRESS, *(("--call",) if factory else ()), plain), frozenset({"sigterm"})),
         Cell(
             application,
             "granian (WSGI)",
             (*GRANIAN, "--interface", "wsgi", *(("--factory",) if factory else ()), plain),
             frozenset({"finalize"}),
         ),
+        Cell(application, "uWSGI --enable-threads", uwsgi, atexit),
     ]
 
 

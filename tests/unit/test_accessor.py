@@ -88,7 +88,7 @@ def test_two_threads_of_one_request_get_one_pair_though_it_is_rotated_between_th
 ) -> None:
     """The slower thread has read the newer lease, and gets what the faster one has pinned all the same."""
     manager.get_dynamic_secret(DYNAMIC)
-    hit, gone, back = manager.gate.hit, threading.Event(), threading.Event()
+    hit, gone, back = manager.hit, threading.Event(), threading.Event()
     with RequestSecrets(manager) as secrets:
 
         def slow(*arguments: object) -> object:
@@ -97,7 +97,7 @@ def test_two_threads_of_one_request_get_one_pair_though_it_is_rotated_between_th
             back.wait(20)
             return entry
 
-        monkeypatch.setattr(manager.gate, "hit", slow)
+        monkeypatch.setattr(manager, "hit", slow)
         got: list[DynamicSecret] = []
         thread = threading.Thread(target=lambda: got.append(secrets.get_dynamic_secret(DYNAMIC)))
         thread.start()

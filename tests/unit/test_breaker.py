@@ -10,6 +10,7 @@ from tests.engine_fakes import KEY, Clock, World, at, middle
 from vault_middleware.engine.breaker import Breaker
 from vault_middleware.errors import SecretUnavailable, VaultUnavailable
 from vault_middleware.events import Event, ServerDown, ServerUp
+from vault_middleware.renewal.schedule import AFTER_OUTAGE
 
 DOWN = VaultUnavailable("the server does not answer; look at it")
 WAIT = 10.0
@@ -239,15 +240,15 @@ def test_who_waits_for_a_fetch_when_it_opens_goes_on_at_once(world: World) -> No
 
 
 def test_when_it_closes_the_log_in_the_leases_and_the_static_secrets_go_on(world: World) -> None:
+    world.client.lease_ttl = 600
     world.value()
     world.creds()
-    world.client.token_renewable = False
     world.client.down = DOWN
-    world.run(58)
+    world.run(400)
     world.client.down = None
     back = world.now
-    world.run(2.0)
+    world.run(1.5 + AFTER_OUTAGE)
     names = {call.name for call in world.client.calls if call.at >= back}
-    assert {"probe", "renew_lease"} <= names
+    assert {"probe", "renew_lease", "read"} <= names
     assert world.engine.breaker.reason
     assert world.engine.health()["server"]["up"]

@@ -7,6 +7,7 @@ import pytest
 from tests.engine_fakes import CREDS, Holder, World
 from vault_middleware.errors import VaultUnavailable
 from vault_middleware.events import LeaseRevocationFailed, LeaseRevoked
+from vault_middleware.renewal.schedule import AFTER_OUTAGE
 from vault_middleware.secret import DynamicSecret
 from vault_middleware.vault.client import Forbidden
 
@@ -156,7 +157,7 @@ def test_while_the_server_is_known_to_be_down_nothing_is_revoked_and_when_it_is_
     world.run(10)
     assert world.client.count("revoke_lease") == 0
     world.client.down = None
-    world.run(2.1)
+    world.run(1.5 + AFTER_OUTAGE)
     assert not world.client.works(old)
     assert old.lease.lease_id not in world.client.leases
 

@@ -9,6 +9,7 @@ import pytest
 from tests.engine_fakes import CREDS, Holder, World, at, middle
 from vault_middleware.errors import LeaseLimitReached, SecretUnavailable, VaultUnavailable
 from vault_middleware.events import LeaseRenewalFailed, LeaseRenewed, LeaseRevoked, LeaseRotated
+from vault_middleware.renewal.schedule import AFTER_OUTAGE
 from vault_middleware.secret import DynamicSecret, Secret
 from vault_middleware.vault.client import Forbidden, Grant, LeaseGone
 
@@ -256,7 +257,7 @@ def test_while_the_server_is_known_to_be_down_a_lease_costs_no_call(world: World
     assert world.creds()
 
 
-def test_when_the_server_is_back_every_lease_is_renewed_within_half_a_second() -> None:
+def test_when_the_server_is_back_every_lease_is_renewed_within_a_few_seconds_at_a_moment_of_its_own() -> None:
     drawn: list[tuple[float, float]] = []
 
     def uniform(low: float, high: float) -> float:
@@ -273,9 +274,19 @@ def test_when_the_server_is_back_every_lease_is_renewed_within_half_a_second() -
     world.client.down = None
     drawn.clear()
     back = world.now
-    world.run(1.6)
+    world.run(1.5 + AFTER_OUTAGE)
     assert world.client.count("renew_lease", since=back) == 5
-    assert drawn.count((0.0, 0.5)) == 5  # each at a moment of its own
+    assert drawn.count((0.0, AFTER_OUTAGE)) >= 5
+
+
+def test_when_the_server_is_back_a_lease_near_its_end_does_not_wait_for_the_others(world: World) -> None:
+    first = world.creds()
+    world.client.down = DOWN
+    world.run_until(first.lease.deadline - 3.0)
+    world.client.down = None
+    world.run_until(first.lease.deadline - 1.0)
+    assert world.client.works(first)
+    assert world.creds().lease.deadline > first.lease.deadline
 
 
 def test_nothing_is_lost_where_the_server_is_back_in_time(world: World) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.engine_fakes import KEY, ROLE, World, at, middle
 from vault_middleware.errors import SecretAccessDenied, SecretNotFound, SecretUnavailable, VaultUnavailable
+from vault_middleware.renewal.schedule import AFTER_OUTAGE
 from vault_middleware.vault.client import Forbidden
 
 DOWN = VaultUnavailable("the server does not answer; look at it")
@@ -108,7 +109,7 @@ def test_one_path_that_fails_on_a_healthy_server_is_asked_for_once_a_second_and_
     assert 5 <= world.client.count("read") - 1 <= 6
 
 
-def test_after_an_outage_what_could_not_be_refreshed_is_refreshed_within_half_a_second() -> None:
+def test_after_an_outage_what_could_not_be_refreshed_is_refreshed_within_a_few_seconds_and_stale_till_then() -> None:
     drawn: list[tuple[float, float]] = []
 
     def uniform(low: float, high: float) -> float:
@@ -121,12 +122,18 @@ def test_after_an_outage_what_could_not_be_refreshed_is_refreshed_within_half_a_
     world.run(300)
     world.client.down, world.client.data[KEY] = None, {"value": "two"}
     drawn.clear()
+    calls = world.client.count("read")
+    while world.engine.breaker.down:
+        world.run(0.1)
     back = world.now
-    world.run(2.0)
-    assert (0.0, 0.5) in drawn  # spread, so that not everything comes at one instant
+    assert (0.0, AFTER_OUTAGE) in drawn  # spread, so that not everything comes at one instant
+    assert world.value() == "one"  # no request waits for its turn
+    assert world.lines.lines[-1]["outcome"] == "stale"
+    assert world.client.count("read") == calls
+    world.run(AFTER_OUTAGE)
     assert world.value() == "two"
     assert world.lines.lines[-1]["outcome"] == "hit"
-    assert world.client.times("read")[-1] - back <= 1.5 + 0.5
+    assert world.client.times("read")[calls] - back <= AFTER_OUTAGE
 
 
 def test_refreshes_that_fail_are_tried_again_at_a_pace_in_proportion_to_the_ttl(world: World) -> None:

@@ -16,6 +16,7 @@ from vault_middleware.errors import (
     VaultUnavailable,
 )
 from vault_middleware.events import LoggedIn, LoginFailed, TokenRenewalFailed, TokenRenewed, TokenRevoked
+from vault_middleware.renewal.schedule import AFTER_OUTAGE
 from vault_middleware.secret import DynamicSecret
 from vault_middleware.vault.client import Forbidden
 
@@ -144,7 +145,7 @@ def test_when_the_server_is_back_the_log_in_does_not_wait_for_its_pause(world: W
     world.run(600)
     world.client.down = None
     back = world.now
-    world.run(1.6)
+    world.run(1.5 + AFTER_OUTAGE)
     assert world.client.count("log_in", since=back) == 1
     assert world.value() == "one"
 
@@ -340,6 +341,19 @@ def test_a_lease_that_was_asked_for_with_the_old_token_survives_the_take_over(wo
     world.run(1)
     assert "token-1" not in world.client.valid
     assert world.client.works(world.creds())
+
+
+def test_a_token_that_could_not_carry_a_lease_that_can_be_handed_out_is_replaced_before_it_makes_one(
+    world: World,
+) -> None:
+    world.client.token_ttl = 60
+    world.value()
+    world.clock.now += 59.5  # the renewer was late
+    assert world.value() == "one"
+    assert world.client.count("log_in") == 1
+    secret = world.creds()
+    assert world.client.count("log_in") == 2
+    assert secret.lease.deadline - world.now == 60
 
 
 # -- invalid

@@ -30,7 +30,7 @@ def api_address(environ: Mapping[str, str] = os.environ) -> str | None:
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
-def review(address: str, token: str, audiences: tuple[str, ...], *, timeout: float) -> Verdict:
+def review(address: str, token: str, audiences: tuple[str, ...], issuer: str, *, timeout: float) -> Verdict:
     """Ask the cluster's API to review *token*, as the server would; most service accounts may not, which tells less."""
     parts = urlsplit(address)
     bearer, authority = _MOUNTED / "token", _MOUNTED / "ca.crt"
@@ -63,8 +63,8 @@ def review(address: str, token: str, audiences: tuple[str, ...], *, timeout: flo
             return "accepted" if said.get("authenticated") is True else "rejected"
         except (ValueError, KeyError, TypeError, AttributeError):
             return "up"
-    # A token for other audiences than the API's own is no bearer there, so only the mounted one's refusal says anything.
-    return "rejected" if status == 401 and own == token and len(audiences) != 1 else "up"
+    # A token for other audiences than the API's own, which is its issuer, is no bearer there in the first place.
+    return "rejected" if status == 401 and own == token and issuer in audiences else "up"
 
 
 def _text(path: Path) -> str | None:

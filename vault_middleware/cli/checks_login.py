@@ -153,11 +153,11 @@ def _not_reviewed(
             mend=f"vault read {place}: the issuer's keys, and bound_issuer",
         )
         return
-    audiences = () if claims is None else claims.audiences
+    audiences, issuer = ((), "") if claims is None else (claims.audiences, claims.issuer)
     verdict = (
         None
         if kubernetes is None
-        else checks_kubernetes.review(kubernetes, credential, audiences, timeout=config.client_timeout)
+        else checks_kubernetes.review(kubernetes, credential, audiences, issuer, timeout=config.client_timeout)
     )
     found = "the auth method is there, but the server could not review the token"
     reviewer = (

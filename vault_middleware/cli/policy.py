@@ -143,7 +143,7 @@ class Policy:
         second = each.path.partition("/")[2].split("/", 1)[0]
         if each.versioned is not None or second in ("creds", "static-creds", "static-cred"):
             return []
-        note = f"the KV version of {each.path!r} is not known, as the token may not see its mount (yet): both rules are written; "
+        note = f"the KV version of {each.path!r} is not known, as the token may not see its mount (yet): both rules are there; "
         return [note + "apply the policy, and run this again for the least one"]
 
     def _place(self, inspector: Inspector, token: Token | None) -> Place:

@@ -143,7 +143,8 @@ _HEAD: Final[dict[str, str]] = {
 _DIFFERENCES: Final = """\
 # It differs from the service's original policy also in this: instead of "…/api-gateway/*" and "…/shared/*" it names what
 # is read and no more; database credentials, which the original forgot, are in it where they are read; and the original's
-# "sys/renew/*" is the old name of the renewal, which OpenBao has no more and this package does not call: {renewal}"""
+# "sys/renew/*" is the old name of the renewal, which OpenBao has no more and this package does not call:
+# {renewal}"""
 
 
 def as_hcl(rules: Iterable[Rule], place: Place, *, role: str, default_policy: bool) -> str:
@@ -155,11 +156,11 @@ def as_hcl(rules: Iterable[Rule], place: Place, *, role: str, default_policy: bo
         head = f"# VAULT_NAMESPACE is empty: everything is in the root. Write this policy:\n#   vault policy write {role} FILE"
     rules = list(rules)
     if any(rule.path.endswith("sys/leases/renew") for rule in rules):
-        renewal = "see sys/leases/renew."
+        renewal = "its name is sys/leases/renew, see below."
     elif any(rule.path.endswith("sys/leases/revoke") for rule in rules):
-        renewal = "renewing is in the server's default policy."
+        renewal = "its name is sys/leases/renew, which the server's default policy has."
     else:
-        renewal = "nothing here has a lease."
+        renewal = "nothing here has a lease to renew."
     lines = [head, *_DIFFERENCES.format(renewal=renewal).splitlines()]
     if default_policy:
         lines.append("# The token's own calls (look-up, renewal, revocation) are in the server's default policy.")

@@ -170,6 +170,10 @@ class Gate:
         path = key if isinstance(key, str) else key[0]
         return SecretNotDynamic(path, f"{path!r} answered without a lease, so it is a static secret; use get_secret")
 
+    def denied(self, key: Key, failure: SecretAccessDenied, dynamic: bool, by: Reading) -> VaultMiddlewareError:
+        """Count and audit a read that was refused before it came here; the error for the caller to raise."""
+        return self._failed(key, failure, "", dynamic, by)
+
     def _failed(
         self, key: Key, failure: VaultMiddlewareError, outcome: str, dynamic: bool, by: Reading
     ) -> VaultMiddlewareError:

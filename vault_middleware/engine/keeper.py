@@ -11,7 +11,7 @@ from ..config import SecretConfig
 from ..errors import SecretUnavailable, VaultMiddlewareError, VaultUnavailable
 from ..events import Emit, LeaseRenewalFailed, LeaseRenewed, LeaseRevocationFailed, LeaseRevoked
 from ..renewal.renewer import Renewer
-from ..renewal.schedule import granted_short, renewal
+from ..renewal.schedule import after_outage, granted_short, renewal
 from ..retry import Backoff, Uniform, for_lease, for_login
 from ..secret import Lease
 from ..vault.client import Forbidden, Grant, LeaseGone, VaultClient
@@ -273,9 +273,9 @@ class Keeper:
         return None if pause is None else self._clock() + pause
 
     def wake(self) -> None:
-        """The server answers again: what waits for its next try is tried at once."""
+        """The server answers again: what waits for its next try is tried soon; see `after_outage`."""
         now = self._clock()
         for leased in self._leases.live():
             if leased.backoff is not None:
                 leased.backoff = None
-                self._renewer.hasten(leased.task, now + self._uniform(0.0, 0.5))
+                self._renewer.hasten(leased.task, now + after_outage(leased.deadline - now, self._uniform))

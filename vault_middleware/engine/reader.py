@@ -20,6 +20,7 @@ from ..errors import (
     SecretUnavailable,
     VaultMiddlewareError,
 )
+from ..renewal.schedule import AFTER_OUTAGE
 from ..retry import FLOOR
 from ..secret import Secret
 from ..vault.client import Forbidden, Reading, VaultClient
@@ -81,6 +82,7 @@ class Reader:
         self._closing = closing
         self._loop_watch = LoopWatch()
         self._ailing: dict[Key, float] = {}
+        self._lenient_until = float("-inf")
         self._last: dict[str, Secret] = {}  # of each leased path, also when its lease is over
         keeper.replace = self.refresh
         statics.fetch = self.refresh
@@ -141,7 +143,7 @@ class Reader:
         if since is None and entry is not None and now < entry.stale_until:
             if now < entry.fresh_until:
                 return (entry, "hit"), None, None
-            if self._breaker.down or now < self._ailing.get(key, now):
+            if self._breaker.down or now < self._ailing.get(key, self._lenient_until):
                 return (entry, "stale"), None, None
         if self._breaker.down:
             raise self.unavailable(path, f"Vault does not answer ({self._breaker.reason})")
@@ -350,8 +352,9 @@ class Reader:
         self._last.clear()
 
     def wake(self) -> None:
-        """The server answers again: no path is passed over any more."""
+        """The server answers again: no path is passed over any more, and what is stale is refreshed in its turn."""
         self._ailing.clear()
+        self._lenient_until = self._clock() + AFTER_OUTAGE
 
 
 def _done() -> Flight:

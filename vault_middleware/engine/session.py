@@ -15,7 +15,7 @@ from ..config import SecretConfig
 from ..errors import AuthenticationError, VaultMiddlewareError, VaultUnavailable
 from ..events import Emit, LoggedIn, LoginFailed, TokenRenewalFailed, TokenRenewed, TokenRevoked
 from ..renewal.renewer import Renewer, Task
-from ..renewal.schedule import first_renewal, granted_short, in_time, relogin_margin, renewal, rotation
+from ..renewal.schedule import after_outage, first_renewal, granted_short, in_time, relogin_margin, renewal, rotation
 from ..retry import Uniform, for_lease, for_login
 from ..vault.client import Token, VaultClient
 from .generation import Generation
@@ -226,15 +226,18 @@ class Session:
         self._renewer.schedule(self._login_task, max(self._clock(), self._retry_at))
 
     def wake(self) -> None:
-        """The server answers again: a log-in that waits for its next try is tried at once."""
+        """The server answers again: a log-in that waits for its next try is tried soon; see `after_outage`."""
         self._backoff = for_login(self._uniform)
         self._retry_at = float("-inf")
         now = self._clock()
-        self._renewer.hasten(self._login_task, now)
+        # Without a token the next read logs in anyway, so there is no waiting to be saved by much.
+        self._renewer.hasten(self._login_task, now + after_outage(float("inf"), self._uniform))
         for generation in list(self._generations):
             waits = generation.backoff is not None or (self._failure is not None and not generation.retired)
             if waits and generation.task is not None:
-                self._renewer.hasten(generation.task, now)
+                self._renewer.hasten(
+                    generation.task, now + after_outage(generation.token.deadline - now, self._uniform)
+                )
 
     # -- the life of one token
 

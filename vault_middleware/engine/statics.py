@@ -9,7 +9,7 @@ from ..cache import Entry, Key, Outcome, SecretCache
 from ..config import SecretConfig
 from ..errors import SecretUnavailable
 from ..renewal.renewer import Renewer, Task
-from ..renewal.schedule import refresh
+from ..renewal.schedule import after_outage, refresh
 from ..retry import Backoff, Uniform, for_lease
 from ..secret import Secret
 from ..vault.client import Reading
@@ -102,13 +102,13 @@ class Statics:
             self._renewer.schedule(self._tasks[key], now + self._uniform(0.0, max(0.0, due - now)))
 
     def wake(self) -> None:
-        """The server answers again: what could not be refreshed meanwhile is, at once."""
+        """The server answers again: what could not be refreshed meanwhile is, soon; see `after_outage`."""
         now = self._clock()
         for key in list(self._backoffs):
             self._backoffs.pop(key, None)
             task = self._tasks.get(key)
             if task is not None:
-                self._renewer.hasten(task, now + self._uniform(0.0, 0.5))
+                self._renewer.hasten(task, now + after_outage(float("inf"), self._uniform))  # the stale value serves
 
     def _task(self, key: Key, group: str) -> Task:
         def deadline() -> float:

@@ -8,9 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["first_renewal", "granted_short", "in_time", "refresh", "relogin_margin", "renewal", "rotation"]
+__all__ = [
+    "AFTER_OUTAGE",
+    "after_outage",
+    "first_renewal",
+    "granted_short",
+    "in_time",
+    "refresh",
+    "relogin_margin",
+    "renewal",
+    "rotation",
+]
 
 Uniform = Callable[[float, float], float]
+
+#: What an outage held up is made up for within so many seconds of its end. A fleet spreads out over them; with the pause
+#: between two probes they are the 5 s in which everything works again.
+AFTER_OUTAGE = 3.5
 
 
 def first_renewal(duration: float, uniform: Uniform) -> float:
@@ -40,6 +54,11 @@ def in_time(delay: float, left: float, kept_back: float) -> float:
 def refresh(ttl: float, uniform: Uniform) -> float:
     """Seconds until a static secret in use is read again, ahead of its TTL."""
     return ttl * uniform(0.5, 0.8)
+
+
+def after_outage(left: float, uniform: Uniform) -> float:
+    """Seconds from the end of an outage until what is valid for *left* seconds more has its turn."""
+    return uniform(0.0, min(AFTER_OUTAGE, max(left, 0.0) / 4))
 
 
 def granted_short(asked: float, granted: float) -> bool:

@@ -156,13 +156,9 @@ class Audit:
             together = f"{request_id}{client}{method}{place[1]}"
             if len(together) <= TEXT and len(encode_basestring_ascii(together)) == len(together) + 2:
                 # Short, and nothing to escape, as nearly always: as they are.
-                return (
-                    f',"request_id":"{request_id}","client":"{client}","method":"{method}","{place[0]}":"{place[1]}"'
-                )
+                return f',"request_id":"{request_id}","client":"{client}","method":"{method}","{place[0]}":"{place[1]}"'
         where = "" if place is None else f',"{place[0]}":{_text(place[1], PLACE)}'
-        return (
-            f',"request_id":{_text(request_id)},"client":{_text(client)},"method":{_text(method, METHOD)}{where}'
-        )
+        return f',"request_id":{_text(request_id)},"client":{_text(client)},"method":{_text(method, METHOD)}{where}'
 
     def secret_fragment(self, secret: Secret, kind: str) -> str:
         """The part about a secret of *kind* ``static`` or ``dynamic``; no value, and of a lease only a hash."""

@@ -84,6 +84,8 @@ class Login:
             if answer.status == 200:
                 return []
             found.append((namespace, answer.status, refusal(answer)))
+            if not _as_if_missing(answer):
+                break  # as above
         return found
 
     def _candidates(self, deadline: float) -> list[str]:

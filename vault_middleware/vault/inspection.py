@@ -106,10 +106,12 @@ class Inspector:
         return self._login.refusals(self._timeout)
 
     def lookup(self, token: Token) -> Mapping[str, Any] | None:
-        """What the server knows of *token*; None where it may not look at itself, or is not valid."""
+        """What the server knows of *token*, less the token; None where it may not look at itself, or is not valid."""
         answer = self._ask("GET", token, "auth/token/lookup-self")
         data = answer.body.get("data")
-        return data if answer.status == 200 and isinstance(data, dict) else None
+        if answer.status != 200 or not isinstance(data, dict):
+            return None
+        return {name: value for name, value in data.items() if name not in ("id", "accessor")}
 
     def capabilities(self, token: Token, paths: Iterable[str]) -> dict[str, frozenset[str]] | None:
         """What *token* may do with each of *paths*, written as its policy would write them; None where it may not ask."""

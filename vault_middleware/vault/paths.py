@@ -71,7 +71,7 @@ def _problem(path: object) -> str | None:
             return "it has a segment '.' or '..', which would reach elsewhere; check where it comes from"
         if segment != segment.strip():
             return "a segment begins or ends with white space; check where it comes from"
-    if segments[0].lower() in _RESERVED:
+    if unicodedata.normalize("NFKC", segments[0]).casefold() in _RESERVED:
         return f"{segments[0]!r} belongs to the server and holds no secrets; name a mount of secrets"
     return None
 
