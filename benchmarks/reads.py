@@ -121,8 +121,8 @@ def _figures(found: dict[str, float], everything: float) -> list[Figure]:
             "≤ 1",
             times("repeat"),
             repeat <= 1,
-            "a TTL read is in it (a look-up, a look at the clock); the count that no thread loses (one call into C, about 0.35) "
-            "and keyword-only arguments (about 0.25) come on top",
+            "a TTL read is in it (a look-up, a look at the clock); a count that no thread loses (one call into C, about "
+            "0.35) and keyword-only arguments (about 0.25) come on top",
         ),
         Figure(
             "first read, buffered, on the reading thread",

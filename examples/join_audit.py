@@ -2,7 +2,8 @@
 
     python join_audit.py audit.jsonl /vault/audit.log                     one line of JSON for each access
     python join_audit.py audit.jsonl /vault/audit.log --secret shared/jwt  of one secret only
-    python join_audit.py audit.jsonl /vault/audit.log --lease HMAC         of one lease, as Vault's log hashes it
+    python join_audit.py audit.jsonl /vault/audit.log --lease ID           of one lease
+    python join_audit.py audit.jsonl /vault/audit.log --username HMAC      of one database user, as Vault hashes it
 
 Exit status 1 where a line names a call that Vault's log does not have: it was rotated away, or is another server's.
 """
@@ -60,13 +61,18 @@ def told(call: Line) -> Line:
     }
 
 
+def _username(call: Line) -> Any:
+    return ((call.get("response") or {}).get("data") or {}).get("username")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """See the module's text."""
     parser = argparse.ArgumentParser(description="Join our audit lines with Vault's by request id.")
     parser.add_argument("ours", type=Path, help="what VAULT_AUDIT_LOG has written")
     parser.add_argument("vaults", type=Path, help="the log of Vault's file audit device")
     parser.add_argument("--secret", help="only accesses to this secret")
-    parser.add_argument("--lease", help="only accesses to this lease, as Vault's log hashes it")
+    parser.add_argument("--lease", help="only accesses to the lease with this id")
+    parser.add_argument("--username", help="only accesses to this database user, as sys/audit-hash gives it")
     chosen = parser.parse_args(arguments)
 
     vaults = calls(chosen.vaults)
@@ -78,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
         call = vaults.get(key) if key else None
         vault = told(call) if call else None
         if chosen.lease and (vault is None or vault["lease_id"] != chosen.lease):
+            continue
+        if chosen.username and (call is None or _username(call) != chosen.username):
             continue
         missing += key is not None and call is None
         print(json.dumps({**line, "vault": vault}))

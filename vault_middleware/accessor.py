@@ -38,6 +38,9 @@ class Identity(Protocol):
     def place(self) -> tuple[str, str] | None:
         """``("route", "/items/{id}")``, else ``("path", "/items/7")``."""
 
+    def settle(self) -> None:
+        """Keep what the properties need, and let go of the request: the line about it may be written after its end."""
+
 
 #: How long a request goes on with a stale value before it asks again whether the server is back, in seconds.
 STALE_PIN = 1.0
@@ -353,6 +356,7 @@ class RequestSecrets:
         if self._closed:
             return
         self._closed = True
+        self._identity = None  # it leads to the request, which leads here: without that, no collector need take them apart
         if self._holds:
             for holds in list(self._holds):
                 holds.give_back(self)

@@ -12,7 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .accessor import RequestSecrets, activate, deactivate
 from .config import SecretConfig
 from .errors import ConfigurationError, VaultMiddlewareError
+from .guards import ASGIGuard
 from .manager import SecretsManager
+from .tripwire import Tripwire
 from .web import ASGIIdentity, error_response
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class VaultMiddleware:
     handle_errors
         Answer an error of this package that the application let through: 503 with ``Retry-After`` where trying again
         can help, else 500.
+    tripwire
+        ``alarm`` or ``block``: look for live values in responses; see :mod:`vault_middleware.tripwire`.
 
     Raises
     ------
@@ -52,8 +56,9 @@ class VaultMiddleware:
         config: SecretConfig | None = None,
         *,
         handle_errors: bool = False,
+        tripwire: str | None = None,
     ) -> None:
-        self.app = app
+        self.app = app if tripwire is None else ASGIGuard(app, lambda: Tripwire(self.manager, tripwire))
         self._handle_errors = handle_errors
         self._owns_manager = manager is None
         self._manager = manager

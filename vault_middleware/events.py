@@ -12,6 +12,7 @@ from typing import ClassVar
 __all__ = [
     "Emit",
     "Event",
+    "LeakFound",
     "LeaseRenewalFailed",
     "LeaseRenewed",
     "LeaseRevocationFailed",
@@ -167,6 +168,17 @@ class ServerUp(Event):
 
     name: ClassVar[str] = "server_up"
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeakFound(Event):
+    """The tripwire found a live value of *secret_path* in a ``header``, ``body`` or ``log`` record; what became of that."""
+
+    name: ClassVar[str] = "leak_found"
+    secret_path: str
+    where: str
+    action: str
+    request_id: str
 
 
 #: Takes a fact; the telemetry listeners behind it never raise.

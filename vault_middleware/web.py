@@ -39,6 +39,18 @@ class ASGIIdentity:
         self._scope = scope
         self._ids: list[str] = []
 
+    def settle(self) -> None:
+        """Keep what the properties need, and let go of the request itself."""
+        get = self._scope.get
+        self._scope = {
+            "type": get("type"),
+            "headers": get("headers", ()),
+            "client": get("client"),
+            "method": get("method"),
+            "route": get("route"),
+            "path": get("path", ""),
+        }
+
     @property
     def request_id(self) -> str:
         """See :func:`request_id`; one and the same, whichever thread asks first."""
@@ -80,6 +92,18 @@ class WSGIIdentity:
     def __init__(self, environ: Mapping[str, Any]) -> None:
         self._environ = environ
         self._ids: list[str] = []
+
+    def settle(self) -> None:
+        """Keep what the properties need, and let go of the request itself."""
+        get = self._environ.get
+        self._environ = {
+            "HTTP_X_REQUEST_ID": get("HTTP_X_REQUEST_ID"),
+            "HTTP_TRACEPARENT": get("HTTP_TRACEPARENT"),
+            "REMOTE_ADDR": get("REMOTE_ADDR"),
+            "REQUEST_METHOD": get("REQUEST_METHOD"),
+            "SCRIPT_NAME": get("SCRIPT_NAME", ""),
+            "PATH_INFO": get("PATH_INFO", ""),
+        }
 
     @property
     def request_id(self) -> str:

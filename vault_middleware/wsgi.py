@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from .accessor import RequestSecrets, activate, deactivate
 from .config import SecretConfig
 from .errors import VaultMiddlewareError
+from .guards import WSGIGuard
 from .manager import SecretsManager
+from .tripwire import Tripwire
 from .web import WSGIIdentity, error_response
 
 if TYPE_CHECKING:
@@ -37,8 +39,9 @@ class VaultWSGIMiddleware:
         config: SecretConfig | None = None,
         *,
         handle_errors: bool = False,
+        tripwire: str | None = None,
     ) -> None:
-        self.app = app
+        self.app = app if tripwire is None else WSGIGuard(app, lambda: Tripwire(self.manager, tripwire))
         self.manager = SecretsManager(config) if manager is None else manager
         self._handle_errors = handle_errors
 

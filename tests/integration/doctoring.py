@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vault_middleware.cli.doctor import Doctor
@@ -25,15 +26,15 @@ TROUBLESHOOTING = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 def examine(
     stack: DevStack,
     *paths: str,
-    wall: Callable[[], float] | None = None,
+    settings: Mapping[str, str] | None = None,
+    wall: Callable[[], float] = time.time,
     kubernetes: str | None = None,
     processes: int = 1,
     **more: str,
 ) -> Findings:
-    """What the doctor finds with the service's settings on *stack* and *more*."""
-    environ = {**stack.environ, **HASTE, **more}
-    options = {} if wall is None else {"wall": wall}
-    doctor = Doctor(environ, paths=paths or EVERY, kubernetes=kubernetes, processes=processes, **options)
+    """What the doctor finds with the service's settings on *stack*, *settings* and *more*."""
+    environ = {**stack.environ, **HASTE, **(settings or {}), **more}
+    doctor = Doctor(environ, paths=paths or EVERY, kubernetes=kubernetes, processes=processes, wall=wall)
     return clean(doctor.examine(), stack)
 
 

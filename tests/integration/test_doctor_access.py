@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from vault_middleware.devstack import DevStack
-from vault_middleware.devstack.layout import rule
+from vault_middleware.devstack.layout import Deployment, rule
 
 from .doctoring import causes, examine, finding
 from .support import DYNAMIC, JWT, STATIC
@@ -17,18 +17,12 @@ STATICS = rule("shared/*", "read")
 CREDS = rule(DYNAMIC, "read")
 
 
-@pytest.fixture(scope="module")
-def community() -> Iterator[DevStack]:
+@pytest.fixture
+def community(deployments: Callable[[Deployment], DevStack]) -> Iterator[DevStack]:
     """Mounts that begin with the namespace's name, on a server without that namespace."""
-    with DevStack(deployment="community", lease_ttl=10, lease_max_ttl=30) as stack:
-        yield stack
-
-
-@pytest.fixture(autouse=True)
-def _heal(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    if "community" in request.fixturenames:
-        request.getfixturevalue("community").heal()
+    stack = deployments("community")
+    yield stack
+    stack.heal()
 
 
 # -- no policy
@@ -146,10 +140,13 @@ def test_a_mount_at_the_root_of_a_server_that_ignores_the_header(community: DevS
     community.bao.request("POST", "sys/mounts/plain", {"type": "kv", "options": {"version": "1"}})
     community.bao.request("POST", "plain/secret", {"value": "x"})
     community.write_policy(rule("plain/*", "read") + rule("lotabots/plain/*", "read"))
-    findings = examine(community, "plain/secret")
-    assert causes(findings) == ["namespace-mixed-up"]
-    assert "X-Vault-Namespace" in finding(findings, "namespace-mixed-up").found
-    assert causes(examine(community, "plain/secret", VAULT_NAMESPACE="")) == []
+    try:
+        findings = examine(community, "plain/secret")
+        assert causes(findings) == ["namespace-mixed-up"]
+        assert "X-Vault-Namespace" in finding(findings, "namespace-mixed-up").found
+        assert causes(examine(community, "plain/secret", VAULT_NAMESPACE="")) == []
+    finally:
+        community.bao.request("DELETE", "sys/mounts/plain")
 
 
 # -- nothing there

@@ -115,7 +115,7 @@ def test_a_token_of_an_account_that_was_deleted(stack: DevStack) -> None:
 
 def test_a_vault_token_that_is_not_valid(stack: DevStack) -> None:
     given = {"VAULT_AUTH_METHOD": "token", "VAULT_TOKEN": "hvs.canary-of-a-token"}
-    findings = examine(stack, **given)
+    findings = examine(stack, settings=given)
     assert causes(findings) == ["vault-token-invalid"]
     assert "canary" not in findings.as_text() + findings.as_json()
 
@@ -124,7 +124,7 @@ def test_an_approle_that_is_not_known(stack: DevStack) -> None:
     stack.bao.request("POST", "lotabots/sys/auth/approle", {"type": "approle"})
     try:
         given = {"VAULT_AUTH_METHOD": "approle", "VAULT_ROLE_ID": "canary-id", "VAULT_SECRET_ID": "canary-secret"}
-        findings = examine(stack, **given)
+        findings = examine(stack, settings=given)
     finally:
         stack.bao.request("DELETE", "lotabots/sys/auth/approle")
     assert causes(findings) == ["approle-invalid"]

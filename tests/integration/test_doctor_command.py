@@ -12,6 +12,7 @@ import pytest
 from vault_middleware.cli import main
 from vault_middleware.cli.doctor import Doctor
 from vault_middleware.devstack import DevStack, Proxy
+from vault_middleware.devstack.layout import Deployment
 
 from .doctoring import EVERY, HASTE, causes, clean, examine
 from .support import DYNAMIC, JWT, STATIC, eventually, running
@@ -30,10 +31,11 @@ def at(stack: DevStack, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return put
 
 
-@pytest.fixture(params=["namespace", "community", "root-auth"], scope="module")
-def deployed(request: pytest.FixtureRequest) -> Iterator[DevStack]:
-    with DevStack(deployment=request.param) as stack:
-        yield stack
+@pytest.fixture(params=["namespace", "community", "root-auth"])
+def deployed(request: pytest.FixtureRequest, deployments: Callable[[Deployment], DevStack]) -> Iterator[DevStack]:
+    stack = deployments(request.param)
+    yield stack
+    stack.heal()
 
 
 def test_a_healthy_deployment_is_all_well_in_under_two_seconds_and_nothing_is_left(deployed: DevStack) -> None:
@@ -129,7 +131,7 @@ def test_behind_a_proxy_it_examines_what_the_app_has_and_revokes_nothing_of_the_
         with running(stack, **settings) as manager:
             lease = manager.get_dynamic_secret(DYNAMIC).lease
             for _ in range(2):  # if it had revoked the proxy's own token, the second one would be refused
-                findings = examine(stack, **settings)
+                findings = examine(stack, settings=settings)
                 assert causes(findings) == [], findings.as_text()
             assert manager.get_dynamic_secret(DYNAMIC).lease.lease_id == lease.lease_id
             assert lease.lease_id.rsplit("/", 1)[1] in " ".join(stack.leases())

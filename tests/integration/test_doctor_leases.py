@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from vault_middleware.devstack import DevStack
-from vault_middleware.devstack.layout import rule
+from vault_middleware.devstack.layout import Deployment, rule
 
 from .doctoring import HASTE, causes, examine, finding
 from .support import DYNAMIC, STATIC, asked, eventually
 
 
-@pytest.fixture(scope="module")
-def root_auth() -> Iterator[DevStack]:
+@pytest.fixture
+def root_auth(deployments: Callable[[Deployment], DevStack]) -> Iterator[DevStack]:
     """A namespace with its auth method and policy in the root."""
-    with DevStack(deployment="root-auth", lease_ttl=10, lease_max_ttl=30) as stack:
-        yield stack
+    stack = deployments("root-auth")
+    yield stack
+    stack.heal()
 
 
 def test_a_renewal_that_is_not_permitted(stack: DevStack) -> None:

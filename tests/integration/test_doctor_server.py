@@ -77,7 +77,7 @@ def test_a_certificate_of_an_authority_that_we_do_not_trust(stack: DevStack, sec
 
 def test_a_certificate_for_another_name(stack: DevStack, secure: OpenBao) -> None:
     settings = {"VAULT_CACERT": str(secure.ca_path), "VAULT_TLS_SERVER_NAME": "vault.example.org"}
-    assert causes(examine(stack, VAULT_ADDR=secure.address, **settings)) == ["tls-wrong-name"]
+    assert causes(examine(stack, VAULT_ADDR=secure.address, settings=settings)) == ["tls-wrong-name"]
 
 
 def test_a_certificate_that_has_expired(stack: DevStack, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_an_http_proxy_that_cannot_be_reached(stack: DevStack) -> None:
 
 def test_the_credential_is_looked_at_although_the_server_cannot_be_reached(stack: DevStack, tmp_path: Path) -> None:
     settings = {"VAULT_ADDR": "http://127.0.0.1:1", "VAULT_KUBERNETES_TOKEN_PATH": str(tmp_path / "none")}
-    assert causes(examine(stack, **settings)) == ["token-missing", "connection-refused"]
+    assert causes(examine(stack, settings=settings)) == ["token-missing", "connection-refused"]
 
 
 def test_a_server_that_fails_in_the_middle_is_a_finding_and_no_crash(

@@ -23,7 +23,23 @@ UVICORN = ("uvicorn", "--port", "{port}", "--log-level", "warning", "examples.st
 GUNICORN = ("gunicorn", "--bind", "127.0.0.1:{port}", "--log-level", "warning", "examples.wsgi_gateway:app")
 WAITRESS = ("waitress-serve", "--listen", "127.0.0.1:{port}", "examples.wsgi_gateway:app")
 
-gateways = pytest.mark.parametrize("command", [UVICORN, GUNICORN, WAITRESS], ids=lambda command: command[0])
+FASTAPI = (*UVICORN[:-1], "examples.fastapi_gateway:app")
+FLASK = (*GUNICORN[:-1], "examples.flask_gateway:create_app()")
+DJANGO_WSGI = (*WAITRESS[:-1], "examples.django_gateway:wsgi")
+DJANGO_ASGI = (*UVICORN[:-1], "examples.django_gateway:asgi")
+QUART = ("hypercorn", "--bind", "127.0.0.1:{port}", "--log-level", "warning", "examples.quart_gateway:app")
+LITESTAR = (*UVICORN[:-1], "examples.litestar_gateway:app")
+
+
+def named(command: tuple[str, ...]) -> str:
+    return f"{command[-1].removeprefix('examples.')} under {command[0]}"
+
+
+gateways = pytest.mark.parametrize(
+    "command",
+    [UVICORN, GUNICORN, WAITRESS, FASTAPI, FLASK, DJANGO_WSGI, DJANGO_ASGI, QUART, LITESTAR],
+    ids=named,
+)
 
 
 @dataclass
@@ -61,6 +77,13 @@ def upstream() -> Iterator[Upstream]:
         yield known
         server.shutdown()
         thread.join(10)
+
+
+def test_each_example_says_how_it_is_run_and_is_in_this_table() -> None:
+    (table,) = [mark.args[1] for mark in [gateways.mark]]
+    for example in (ROOT / "examples").glob("*_gateway.py"):
+        assert any(f"examples.{example.stem}:" in command[-1] for command in table)
+        assert "\nRun it:  " in example.read_text()
 
 
 def get(running: Running, path: str) -> httpx.Response:
@@ -104,7 +127,7 @@ def test_an_async_handler_of_the_example_reads_without_a_thread(stack: DevStack,
         assert get(running, "/tenant").json() == {"keys": ["key", "keys"]}
 
 
-@gateways
+@pytest.mark.parametrize("command", [UVICORN, GUNICORN], ids=named)
 def test_a_key_that_was_replaced_in_vault_reaches_the_upstream_by_itself(
     command: tuple[str, ...], stack: DevStack, upstream: Upstream, tmp_path: Path
 ) -> None:

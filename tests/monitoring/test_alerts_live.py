@@ -6,11 +6,12 @@ Minutes of the rules are seconds here; nothing else of them is changed.
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from vault_middleware import RequestSecrets
 from vault_middleware.devstack import DevStack
 from vault_middleware.errors import SecretUnavailable
 
+from .dashboard import queries
 from .scraped import RULES, Gateway, Prometheus, quickened, together
 
 #: Every name of the rules, without what they have in common.
@@ -95,7 +97,7 @@ def observed(stack: DevStack, tmp_path_factory: pytest.TempPathFactory) -> Itera
         targets = {name: gateway.address for name, gateway in gateways.items()}
         with Prometheus(folder, targets) as prometheus:
             found = Observed(prometheus)
-            healthy = 'sum(count_over_time(up[1h]) >= bool 6) == {} and sum(up) == {}'
+            healthy = "sum(count_over_time(up[1h]) >= bool 6) == {} and sum(up) == {}"
             eventually(lambda: prometheus.query(healthy.format(len(targets), len(targets))), "all to be scraped")
             found.before = prometheus.fired()
             _break(gateways, down, database, login)
@@ -158,6 +160,27 @@ def test_only_times_are_changed_in_the_rules_that_run_here() -> None:
     assert slow != quick
     changed = [(a, b) for a, b in zip(slow.splitlines(), quick.splitlines(), strict=True) if a != b]
     assert len(changed) >= 10
-    assert all(b.replace("s]", "m]").replace("s)", "m)") == a or a.startswith("        for:") for a, b in changed), changed
+    assert all(b.replace("s]", "m]").replace("s)", "m)") == a or a.startswith("        for:") for a, b in changed), (
+        changed
+    )
     assert "m]" not in quick
     assert "5m" not in quick.replace("5mi", "")
+
+
+@pytest.mark.parametrize(
+    ("title", "query"), [pytest.param(panel["title"], query, id=panel["title"]) for panel, query, _ in queries("1m")]
+)
+def test_each_query_of_the_dashboard_returns_data(observed: Observed, title: str, query: str) -> None:
+    values = [float(value) for each in observed.prometheus.series(query, 20, 1) for _, value in each["values"]]
+    assert [value for value in values if math.isfinite(value)], title
+
+
+def test_the_dashboard_and_the_rules_use_every_metric_and_no_other(observed: Observed) -> None:
+    used = set(re.findall(r"\bvault_\w+", RULES.read_text() + " ".join(query for _, query, _ in queries())))
+    exported = {
+        each["metric"]["__name__"] for each in observed.prometheus.query('{__name__=~"vault_.+", job="gateways"}')
+    }
+    # Of a histogram the quantiles need the buckets only, and nobody needs the time of a counter's making.
+    exported = {name for name in exported if not name.endswith(("_created", "_sum", "_count"))}
+    used = {name for name in used if not name.endswith("_count")}
+    assert used == exported

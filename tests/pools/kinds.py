@@ -34,7 +34,8 @@ def _sqlalchemy(stack: DevStack, manager: SecretsManager, path: str) -> Iterator
 
     def run(statements: list[str]) -> Any:
         with engine.begin() as connection:
-            return [connection.execute(sa.text(each)).scalar() for each in statements][0]
+            found = [connection.execute(sa.text(each)).scalar() for each in statements]
+        return found[0]
 
     try:
         yield run
@@ -50,7 +51,8 @@ def _sqlalchemy_async(stack: DevStack, manager: SecretsManager, path: str) -> It
 
         async def run(statements: list[str]) -> Any:
             async with engine.begin() as connection:
-                return [(await connection.execute(sa.text(each))).scalar() for each in statements][0]
+                found = [(await connection.execute(sa.text(each))).scalar() for each in statements]
+            return found[0]
 
         try:
             yield lambda statements: call(run(statements))
@@ -65,7 +67,8 @@ def _psycopg(stack: DevStack, manager: SecretsManager, path: str) -> Iterator[Tr
 
         def run(statements: list[str]) -> Any:
             with pool.connection() as connection:
-                return [connection.execute(each.encode()).fetchone() for each in statements][0][0]  # type: ignore[index]
+                found = [connection.execute(each.encode()).fetchone() for each in statements]
+            return found[0][0]  # type: ignore[index]
 
         yield run
 

@@ -20,7 +20,7 @@ from .kinds import KINDS, Transaction
 __all__ = ["Report", "add_roles", "put_under_load"]
 
 #: Of the database role, in seconds.
-TTL, MAX_TTL = 2, 5
+TTL, MAX_TTL = 5, 5
 
 #: How soon after its last connection a database user is to be gone, in seconds.
 GONE_WITHIN = 5.0

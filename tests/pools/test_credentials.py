@@ -96,7 +96,7 @@ def test_what_the_database_refuses_is_replaced_for_one_new_try_and_no_more(manag
         tried.append(secret["username"])
         if len(tried) in (1, 3, 4):
             raise Refusal
-        return secret["username"]
+        return str(secret["username"])
 
     connection, held = credentials.connect(make)
     assert (connection, tried) == ("app-2", ["app", "app-2"])
@@ -116,7 +116,7 @@ def test_in_a_coroutine_too(manager: StubManager) -> None:
         tried.append(secret["username"])
         if len(tried) == 1:
             raise Refusal
-        return secret["username"]
+        return str(secret["username"])
 
     assert asyncio.run(credentials.aconnect(make))[0] == "app-2"
     assert len(manager.leases) == 1

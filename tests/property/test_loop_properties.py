@@ -200,6 +200,7 @@ outcomes = st.sampled_from([None, None, None, FAILS])
     st.lists(outcomes, max_size=40),
     st.lists(st.sampled_from([None, None, FAILS, REFUSED]), max_size=10),
     st.booleans(),
+    st.booleans(),
     seeds,
 )
 def test_what_is_served_works_whatever_fails_and_what_is_held_goes_on_working(
@@ -211,6 +212,7 @@ def test_what_is_served_works_whatever_fails_and_what_is_held_goes_on_working(
     reads: list[Exception | None],
     log_ins: list[Exception | None],
     renewable: bool,
+    calm: bool,
     seed: int,
 ) -> None:
     """Tokens and leases at the ends of their TTLs; every credential is tried at the server at the moment it is got."""
@@ -219,6 +221,8 @@ def test_what_is_served_works_whatever_fails_and_what_is_held_goes_on_working(
     client.token_ttl, client.token_max_ttl, client.token_renewable = token, token * token_max, renewable
     client.lease_ttl, client.lease_max_ttl = lease, lease * lease_max
     world.creds()
+    if calm:
+        renewals, reads, log_ins = [], [], []
     client.then("renew_lease", *renewals)
     client.then("renew_token", *renewals)
     client.then("read", *reads)
@@ -232,11 +236,11 @@ def test_what_is_served_works_whatever_fails_and_what_is_held_goes_on_working(
             continue
         assert client.works(held)
         assert world.now < held.lease.deadline
-        if not renewals and not reads and not log_ins:
+        if calm:
             born = client.leases[held.lease.lease_id][1]
             token_born = client._born[client.leases[held.lease.lease_id][2]]
             longest = min(born + client.lease_max_ttl, token_born + (client.token_max_ttl if renewable else token))
-            world.run_until(min(longest - 0.01, world.now + lease))
+            world.run_until(min(longest - 0.01, world.now + 2 * lease))
             assert client.works(held)
         else:
             world.run(lease / 7)

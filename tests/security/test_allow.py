@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import django
 import fastapi
 import flask
 import httpx
 import pytest
-from django.conf import settings as django_settings
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
 from prometheus_client import CollectorRegistry
@@ -24,6 +23,7 @@ from starlette.routing import Mount, Route
 from werkzeug.test import Client
 
 from tests.fakes import DYNAMIC, STATIC, FakeVault, audit_lines, manager_over
+from tests.frameworks.django_project import project
 from vault_middleware import RequestSecrets, SecretsManager, VaultMiddleware, VaultWSGIMiddleware, current_secrets
 from vault_middleware.accessor import activate, deactivate
 from vault_middleware.allow import secrets_allowed
@@ -311,14 +311,16 @@ def test_flask_and_wsgi_applications(manager: SecretsManager) -> None:
 
     for application, path in ((app, "/sync"), (app, "/streamed"), (generator, "/"), (plain, "/")):
         with Client(VaultWSGIMiddleware(application, manager)).get(path) as response:
-            assert response.text == "value, denied"
+            assert response.get_data(as_text=True) == "value, denied"
 
 
-def test_a_django_view_sync_and_async(secrets: RequestSecrets) -> None:
-    if not django_settings.configured:
-        django_settings.configure()
-        django.setup()
+@pytest.fixture
+def django_project() -> Iterator[None]:
+    with project():
+        yield
 
+
+def test_a_django_view_sync_and_async(django_project: None, secrets: RequestSecrets) -> None:
     @secrets_allowed(STATIC)
     def sync(request: HttpRequest) -> HttpResponse:
         return HttpResponse(tried(current_secrets()))
@@ -328,7 +330,7 @@ def test_a_django_view_sync_and_async(secrets: RequestSecrets) -> None:
         return HttpResponse(await atried(current_secrets()))
 
     assert sync(RequestFactory().get("/")).content == b"value, denied"
-    assert asyncio.iscoroutinefunction(asynchronous)
+    assert inspect.iscoroutinefunction(asynchronous)
     assert asyncio.run(asynchronous(AsyncRequestFactory().get("/"))).content == b"value, denied"
 
 

@@ -49,13 +49,13 @@ def _asgi(application: str, target: str) -> list[Cell]:
             application,
             "uvicorn --workers 2",
             (*UVICORN, "--workers", "2", target),
-            lifespan if has_lifespan else frozenset({"sigterm", "finalize"}),
+            lifespan if has_lifespan else frozenset({"sigterm"}),
         ),
         Cell(
             application,
             "hypercorn --workers 2",
             (*HYPERCORN, "--workers", "2", target),
-            lifespan if has_lifespan else frozenset({"atexit", "finalize", "sigterm"}),
+            lifespan if has_lifespan else frozenset({"finalize"}),
         ),
         Cell(
             application,
@@ -102,7 +102,6 @@ REPRESENTATIVE = [
     in {
         "FastAPI under uvicorn --workers 2",
         "Django-ASGI under hypercorn --workers 2",
-        "Flask under gunicorn gthread --preload",
-        "Django-WSGI under gunicorn gevent",
+        "Flask under gunicorn gevent",
     }
 ]

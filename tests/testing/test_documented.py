@@ -15,6 +15,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "testing.md").read_text()
 
 FILES = dict(re.findall(r"^<!-- file: (\S+) -->\n```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
+#: Warnings are errors, but for Starlette's about the client that is installed.
+OPTIONS = ["-q", "--strict-markers", "-p", "pytest_vault_middleware", "-W", "error", "-W", "ignore:Using `httpx` with"]
+
 FRAMEWORKS = ["starlette", "fastapi", "flask", "django", "wsgi"]
 
 
@@ -22,7 +25,7 @@ def run_pytest(folder: Path, *arguments: str) -> str:
     """pytest as the reader runs it, with warnings as errors; its output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("VAULT_", "BAO_", "PYTEST_"))}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "pytest_vault_middleware", "--strict-markers", *arguments],
+        [sys.executable, "-m", "pytest", *OPTIONS, *arguments],
         cwd=folder,
         env={**clean, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -312,3 +314,28 @@ def test_an_error_of_a_websocket_is_never_answered_as_http(manager: SecretsManag
 
     with pytest.raises(SecretUnavailable):
         call(VaultMiddleware(app, manager, handle_errors=True), {"type": "websocket", "headers": []})
+
+
+@pytest.mark.parametrize("mode", ["strict", "buffered"])
+def test_a_request_that_has_ended_leaves_nothing_for_the_garbage_collector(mode: str, tmp_path: Path) -> None:
+    """What it leaves is freed at once: cycles would cost each request a share of a collection."""
+
+    class Scope(dict[str, Any]):
+        """A scope whose end can be seen."""
+
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
+        scope["state"]["secrets"].get_secret(STATIC)
+        scope["state"]["secrets"].get_secret(STATIC)
+
+    with manager_over(FakeVault(), audit=tmp_path / "audit.jsonl", audit_mode=mode) as manager:
+        manager.get_secret(STATIC)
+        middleware = VaultMiddleware(app, manager=manager)
+        gc.disable()
+        try:
+            scope = Scope(type="http", method="GET", path="/", headers=[], client=None)
+            gone = weakref.ref(scope)
+            asyncio.run(middleware(scope, None, None))  # type: ignore[arg-type]
+            del scope
+            assert gone() is None
+        finally:
+            gc.enable()

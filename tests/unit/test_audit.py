@@ -430,6 +430,31 @@ def test_buffered_a_writer_that_hangs_costs_a_reader_no_more_than_the_budget() -
     sink.wait_for(2)
 
 
+def test_buffered_a_reader_that_others_keep_from_a_full_queue_goes_on_while_the_sink_takes_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The sink keeps up as well as it can; that others were faster to fill the room it made is no failure of it."""
+    monkeypatch.setattr(Buffer, "_rouse", lambda self: None)  # no writer but the readers
+    monkeypatch.setattr(buffer, "BUDGET", 0.01)
+    sink = Lines()
+    queue = Buffer(sink, lambda now, record: b"%d\n" % record[0], room=1)
+    queue.put(0)
+
+    class Busy:
+        """A pen that another one holds, who writes meanwhile and lets the queue fill up again."""
+
+        def acquire(self, timeout: float) -> bool:
+            queue._taken += 1
+            return False
+
+    monkeypatch.setattr(queue, "_pen", Busy())
+    queue.put(1)
+    monkeypatch.undo()
+    queue._renew_locks()
+    queue.flush()
+    assert b"".join(sink.writes).split() == [b"0", b"1"]
+
+
 def test_buffered_lines_that_a_full_disk_has_cut_off_are_written_later() -> None:
     class Fills(Lines):
         def write(self, data: bytes) -> int:

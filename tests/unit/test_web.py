@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,3 +187,41 @@ def test_everything_else_is_a_500_without_a_word_about_it(error: VaultMiddleware
     assert "canary" not in f"{headers}{body!r}"
     assert dict(headers)["content-length"] == str(len(body))
     assert "retry-after" not in dict(headers)
+
+
+# -- what may outlive the request
+
+
+@both
+def test_settled_it_says_the_same_and_has_let_go_of_the_request(identity: Any) -> None:
+    class Kept(dict[str, Any]):
+        """A scope or environ whose end can be seen."""
+
+    headers = [(b"x-request-id", b"abc")]
+    kept = Kept(
+        {
+            "type": "http",
+            "headers": headers,
+            "client": ("10.0.0.7", 1),
+            "method": "PUT",
+            "path": "/a",
+            "HTTP_X_REQUEST_ID": "abc",
+        }
+        | {"REMOTE_ADDR": "10.0.0.7", "REQUEST_METHOD": "PUT", "SCRIPT_NAME": "", "PATH_INFO": "/a"}
+    )
+    gone = weakref.ref(kept)
+    one = (ASGIIdentity if identity is asgi else WSGIIdentity)(kept)
+    one.settle()
+    del kept
+    assert gone() is None
+    assert (one.request_id, one.client, one.method, one.place) == ("abc", "10.0.0.7", "PUT", ("path", "/a"))
+
+
+def test_settled_it_still_tells_the_route_and_a_missing_path() -> None:
+    one = asgi({}, route=SimpleNamespace(path="/items/{id}"))
+    one.settle()
+    assert one.place == ("route", "/items/{id}")
+    bare = wsgi({})
+    bare.settle()
+    assert bare.place == ("path", "")
+    assert re.fullmatch(r"[0-9a-f]{32}", bare.request_id)

@@ -143,7 +143,9 @@ class Policy:
         second = each.path.partition("/")[2].split("/", 1)[0]
         if each.versioned is not None or second in ("creds", "static-creds", "static-cred"):
             return []
-        note = f"the KV version of {each.path!r} is not known, as the token may not see its mount (yet): both rules are there; "
+        note = (
+            f"the KV version of {each.path!r} is not known, as its mount cannot be seen (yet): both rules are there; "
+        )
         return [note + "apply the policy, and run this again for the least one"]
 
     def _place(self, inspector: Inspector, token: Token | None) -> Place:
@@ -179,7 +181,8 @@ class Policy:
             spelt = rules_for([(each, mount)], place, default_policy=True)
             reads = [rule for rule in spelt if rule.capability == "read"]
             if not any({"read", "root"} & may[asked[rule.path]] for rule in reads):
-                gaps.append(f"{reads[0].why}: add this line to {where}: {_line(reads[0])}")
+                lines = " (KV version 2) or ".join(map(_line, reads))
+                gaps.append(f"read {each.path}: add this line to {where}: {lines}")
         gaps += [
             f"{rule.why}: add this line to {where}: {_line(rule)}"
             for rule in rules
@@ -188,7 +191,16 @@ class Policy:
         permissions = inspector.permissions(token)
         if permissions is None:
             return gaps, _excess_by_probes(rules, may, probes)
-        return gaps, [line for permission in permissions for line in _excess(permission, rules, place)]
+        listed = [line for permission in permissions for line in _excess(permission, rules, place)]
+        # The server does not list rules with a + in them.
+        apart = {
+            path: probe
+            for path, probe in probes.items()
+            if not any(permission.covers(_full(probe, place)) for permission in permissions)
+        }
+        return gaps, listed + [
+            _beside(path) for path, probe in apart.items() if may[probe] and "root" not in may[probe]
+        ]
 
 
 def _excess(permission: Permission, rules: Sequence[Rule], place: Place) -> list[str]:
@@ -217,8 +229,18 @@ def _excess_by_probes(rules: Sequence[Rule], may: Mapping[str, frozenset[str]], 
         if more:
             lines.append(f"{rule.path!r} permits {', '.join(sorted(more))} too: leave that out")
         if rule.path in probes and may[probes[rule.path]]:
-            lines.append(f"something permits what is beside {rule.path!r} as well: replace the wildcard")
+            lines.append(_beside(rule.path))
     return lines
+
+
+def _beside(path: str) -> str:
+    return (
+        f"some rule with a wildcard permits what is beside {path!r} too, so it is wider than what is read: replace it"
+    )
+
+
+def _full(path: str, place: Place) -> str:
+    return f"{place.token_at}/{path}" if place.token_at else path
 
 
 def _line(rule: Rule) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from ..cache import Entry, Key, Outcome, SecretCache
 from ..config import SecretConfig
@@ -111,11 +112,12 @@ class Statics:
                 self._renewer.hasten(task, now + after_outage(float("inf"), self._uniform))  # the stale value serves
 
     def _task(self, key: Key, group: str) -> Task:
-        def deadline() -> float:
-            entry = self._cache.entries.get(key)
-            return 0.0 if entry is None else entry.fresh_until
+        # Partials, as there is one of each for every entry, and a closure takes twice the memory.
+        return Task(partial(self._refresh, key), group=group, deadline=partial(self._fresh_until, key))
 
-        return Task(lambda: self._refresh(key), group=group, deadline=deadline)
+    def _fresh_until(self, key: Key) -> float:
+        entry = self._cache.entries.get(key)
+        return 0.0 if entry is None else entry.fresh_until
 
     def _forget(self, key: Key) -> None:
         self._tasks.pop(key, None)

@@ -123,7 +123,7 @@ class Credentials:
         if held.inherited:
             return False
         newest = self._newest
-        return held.rotations == self._rotations or newest is None or _same(newest, held.secret)
+        return newest is None or _same(newest, held.secret)
 
     def take(self) -> Held:
         """The current credential, held until it is given back; raises as ``get_secret`` does."""

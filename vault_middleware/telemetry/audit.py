@@ -69,6 +69,9 @@ class Identity(Protocol):
     def place(self) -> tuple[str, str] | None:
         """``("route", "/items/{id}")``, else ``("path", "/items/7")``."""
 
+    def settle(self) -> None:
+        """Keep what the properties need, and let go of the request."""
+
 
 #: The part of a line about who asks: rendered, or (buffered) who it is, for the writer to render.
 Context = str | Identity
@@ -140,7 +143,10 @@ class Audit:
 
         Buffered, that is *identity* itself, which the queue then keeps for as long as the line waits.
         """
-        return self.context_fragment(identity) if self._buffer is None or identity is None else identity
+        if self._buffer is None or identity is None:
+            return self.context_fragment(identity)
+        identity.settle()
+        return identity
 
     def _rendered(self, context: Context) -> str:
         return context if isinstance(context, str) else self.context_fragment(context)

@@ -54,6 +54,8 @@ class Buffer:
         self._queue: deque[tuple[float, tuple[Any, ...]]] = deque()
         #: What the sink has not taken yet of the last batch.
         self._rest = b""
+        #: How often the sink has taken something.
+        self._taken = 0
         self._failing = False
         #: Whether the writer looks at the queue by itself; else it must be roused.
         self._awake = False
@@ -73,7 +75,8 @@ class Buffer:
         Raises
         ------
         AuditError
-            The queue is full, and the sink took nothing within its budget.
+            The queue is full, and the sink took nothing within its budget. (While it takes lines, a reader that waited for
+            so long goes on, as the queue then grows by no more than that: a record each budget and thread.)
         """
         if len(self._queue) >= self._room:
             self._make_room()
@@ -83,13 +86,14 @@ class Buffer:
 
     def _make_room(self) -> None:
         failure: str | None = _BEHIND
+        taken = self._taken
         deadline = self._clock() + BUDGET
         if self._pen.acquire(timeout=BUDGET):
             try:
                 failure = self._write_off(deadline, self._room * 3 // 4)
             finally:
                 self._pen.release()
-        if failure is not None and len(self._queue) >= self._room:
+        if failure is not None and len(self._queue) >= self._room and taken == self._taken:
             raise AuditError(failure)
 
     def flush(self) -> None:
@@ -166,6 +170,7 @@ class Buffer:
                 batch = self._rest or self._gather()
                 self._rest = batch
                 self._rest = batch[self._sink.write(batch) :]
+                self._taken += 1
                 if self._clock() >= deadline:
                     return None if len(self._queue) <= down_to else _BEHIND
         except AuditError as error:

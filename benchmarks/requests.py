@@ -1,0 +1,224 @@
+"""One request: bare, with the middleware, and with a read; in process, and over uvicorn with 32 connections."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from tests.fakes import STATIC
+from vault_middleware import SecretsManager, VaultMiddleware, VaultWSGIMiddleware
+
+from .measure import Figure, costs
+from .reads import SCOPE, opened
+
+__all__ = ["application", "in_process", "over_uvicorn"]
+
+CONNECTIONS = 32
+
+
+async def _plain(_request: Request) -> PlainTextResponse:
+    return PlainTextResponse("ok")
+
+
+async def _reading(request: Request) -> PlainTextResponse:
+    request.state.secrets.get_secret(STATIC)
+    return PlainTextResponse("ok")
+
+
+def application(manager: SecretsManager | None, *, read: bool = False) -> Starlette:
+    """A Starlette application of one route; with *manager*, behind the middleware."""
+    routes = [Route("/orders/{id}", _reading if read else _plain)]
+    return Starlette(
+        routes=routes, middleware=[] if manager is None else [Middleware(VaultMiddleware, manager=manager)]
+    )
+
+
+def in_process() -> tuple[list[Figure], dict[str, float]]:
+    """The figures, and for the chart times of bare by name."""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        buffered, strict = (stack.enter_context(opened(Path(name), mode)) for mode in ("buffered", "strict"))
+        apps = {
+            "bare": application(None),
+            "not reading": application(buffered),
+            "one read, buffered": application(buffered, read=True),
+            "one read, strict": application(strict, read=True),
+        }
+        found = costs({name: (_asgi(app), 1000) for name, app in apps.items()}, rounds=15)
+        wsgi = _wsgi(strict)
+    bare = found["bare"]
+    times = {name: value / bare for name, value in found.items()}
+    figures = [
+        Figure(
+            f"Starlette request, {name}",
+            f"≤ {goal}",
+            f"{times[name]:.2f} of bare ({bare / 1000:.1f} µs)",
+            times[name] <= goal,
+            bound,
+        )
+        for name, goal, bound in (
+            ("not reading", 1.06, "accessor, identity and ContextVar; one more coroutine"),
+            ("one read, buffered", 1.25, "the read; its line is written by another thread"),
+            ("one read, strict", 1.45, "the line: its parts about the request, and one os.write"),
+        )
+    ]
+    return [*figures, wsgi], times
+
+
+def _asgi(app: Starlette) -> Callable[[], object]:
+    """One request to *app*, without a server and without a loop: nothing in it waits."""
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(_message: Any) -> None:
+        return
+
+    def run() -> None:
+        scope = {**SCOPE, "query_string": b"", "root_path": "", "http_version": "1.1", "scheme": "http"}
+        try:
+            app(scope, receive, send).send(None)
+        except StopIteration:
+            return
+        raise AssertionError("it waited")
+
+    return run
+
+
+def _wsgi(manager: SecretsManager) -> Figure:
+    def bare(_environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"ok"]
+
+    wrapped: Any = VaultWSGIMiddleware(bare, manager=manager)
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/orders/7", "SCRIPT_NAME": "", "REMOTE_ADDR": "10.0.0.7"}
+
+    def call(app: Any) -> None:
+        body = app(dict(environ), lambda _status, _headers: None)
+        list(body)
+        if hasattr(body, "close"):
+            body.close()
+
+    works: dict[str, tuple[Callable[[], object], int]] = {
+        "bare": (lambda: call(bare), 20_000),
+        "wrapped": (lambda: call(wrapped), 20_000),
+    }
+    try:
+        works["flask"] = _flask(), 300
+    except ImportError:
+        return Figure(
+            "WSGI wrapper", "≤ 1 µs where bare Flask takes 34", "not measured", None, "Flask is not installed"
+        )
+    found = costs(works)
+    more = found["wrapped"] - found["bare"]
+    scaled = more * 34 / found["flask"] * 1000 / 1000
+    return Figure(
+        "WSGI wrapper",
+        "≤ 1 µs where bare Flask takes 34",
+        f"{scaled:.2f} µs so scaled ({more:.0f} ns; Flask {found['flask'] / 1000:.0f} µs)",
+        scaled <= 1,
+        "accessor, identity, ContextVar and a body whose end is told",
+    )
+
+
+def _flask() -> Callable[[], object]:
+    import flask  # noqa: PLC0415 (an extra)
+    from werkzeug.test import EnvironBuilder, run_wsgi_app  # noqa: PLC0415
+
+    app = flask.Flask("bare")
+    app.add_url_rule("/orders/<number>", view_func=lambda number: "ok", endpoint="orders")
+    environ = EnvironBuilder("/orders/7").get_environ()
+    return lambda: run_wsgi_app(app, dict(environ))
+
+
+# -- over uvicorn
+
+
+def over_uvicorn(rounds: int = 7, seconds: float = 1.0) -> list[Figure]:
+    """Throughput over HTTP, the servers taking turns under 32 connections."""
+    names = ("bare", "not reading", "one read")
+    with ExitStack() as stack:
+        ports = {name: stack.enter_context(_served(name)) for name in names}
+        found: dict[str, list[float]] = {name: [] for name in names}
+        for round_ in range(rounds + 1):
+            for name in names:
+                rate = asyncio.run(_load(ports[name], seconds))
+                if round_:  # the first one warms up
+                    found[name].append(rate)
+    bare = statistics.median(found["bare"])
+    figures = []
+    for name, goal in (("not reading", 0.97), ("one read", 0.90)):
+        # Each round by itself: what else the machine does changes from one to the next.
+        share = statistics.median(mine / other for mine, other in zip(found[name], found["bare"], strict=True))
+        figures.append(
+            Figure(
+                f"uvicorn, {CONNECTIONS} connections, {name}",
+                f"≥ {goal:.2f} of bare",
+                f"{share:.2f} ({bare:.0f} requests/s bare)",
+                share >= goal,
+                "strict audit to a file" if name == "one read" else "",
+            )
+        )
+    return figures
+
+
+@contextmanager
+def _served(variant: str) -> Iterator[int]:
+    """A uvicorn of its own for *variant*; its port."""
+    command = [sys.executable, "-c", f"from benchmarks.requests import _serve; _serve({variant!r})"]
+    with Popen(command, stdout=PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield int(server.stdout.readline())
+        finally:
+            server.terminate()
+
+
+def _serve(variant: str) -> None:
+    """In a process of its own: serve until SIGTERM."""
+    import socket  # noqa: PLC0415
+
+    import uvicorn  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as name, opened(Path(name), "strict") as manager:
+        app = application(None if variant == "bare" else manager, read=variant == "one read")
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        print(listening.getsockname()[1], flush=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False))
+        server.run(sockets=[listening])
+        os._exit(0)
+
+
+async def _load(port: int, seconds: float) -> float:
+    """Requests a second that all connections got answered."""
+    end = time.monotonic() + seconds
+    request = f"GET /orders/7 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nX-Request-ID: abc-1\r\n\r\n".encode()
+
+    async def connection() -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        done = 0
+        while time.monotonic() < end:
+            writer.write(request)
+            await reader.readuntil(b"\r\n\r\nok")
+            done += 1
+        writer.close()
+        return done
+
+    began = time.monotonic()
+    done = sum(await asyncio.gather(*(connection() for _ in range(CONNECTIONS))))
+    return done / (time.monotonic() - began)
