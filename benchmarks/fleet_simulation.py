@@ -193,7 +193,7 @@ def plot(plan: Plan, pods: int, outcome: Outcome, target: Path) -> None:
     series = [[outcome.calls[second, kind] for second in seconds] for kind in ORDER]
     every = totals(outcome.calls, plan.seconds)
     steady = every[BIN : plan.down]
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
     axes.stackplot(seconds, series, labels=ORDER, step="post", linewidth=0)
     axes.axhline(
         sum(steady) / len(steady), color="black", linewidth=0.8, linestyle="--", label="mean before the outage"
@@ -202,7 +202,7 @@ def plot(plan: Plan, pods: int, outcome: Outcome, target: Path) -> None:
     axes.set(xlim=(0, plan.seconds), xlabel="seconds after the start of all pods", ylabel="calls a second")
     axes.set_ylim(0, 1.1 * max(every[BIN:]))  # the first log-ins go beyond it
     axes.set_title(f"{pods:,} pods, all started at one instant")
-    axes.legend(loc="upper left", ncols=4, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=7, fontsize="small")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110, metadata={"Software": None})
 

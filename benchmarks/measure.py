@@ -30,15 +30,21 @@ class Figure:
     bound: str = ""
 
 
-def costs(works: Mapping[str, tuple[Callable[[], object], int]], *, rounds: int = 9) -> dict[str, float]:
+def costs(
+    works: Mapping[str, tuple[Callable[[], object], int]],
+    *,
+    rounds: int = 9,
+    between: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
     """The median CPU time of one call of each of *works* on this thread, in nanoseconds.
 
     Each comes with how often it is called a round; the rounds of all take turns, so that whatever else the machine does
-    meets all alike. What a call of an empty function takes is taken off.
+    meets all alike; *between* them something may be put in order. What a call of an empty function takes is taken off.
     """
     found: dict[str, list[float]] = {name: [] for name in ("", *works)}
     for _ in range(rounds):
         for name, (work, times) in (("", (_nothing, 100_000)), *works.items()):
+            between()
             found[name].append(Timer(work, timer=time.thread_time).timeit(times) / times * 1e9)
     medians = {name: statistics.median(values) for name, values in found.items()}
     call = medians.pop("")

@@ -86,7 +86,7 @@ class AwsCache:
     """aws-secretsmanager-caching, over a client that answers at once."""
 
     def __init__(self, path: str) -> None:
-        from aws_secretsmanager_caching import SecretCache  # noqa: PLC0415 (an extra)
+        import aws_secretsmanager_caching as aws  # type: ignore[import-untyped]  # noqa: PLC0415 (an extra)
 
         class Client:
             """What the cache asks of boto3's client."""
@@ -101,7 +101,7 @@ class AwsCache:
             def get_secret_value(self, **_: Any) -> dict[str, Any]:
                 return {"Name": path, "VersionId": "1", "SecretString": "x"}
 
-        self._cache: Any = SecretCache(client=Client())
+        self._cache: Any = aws.SecretCache(client=Client())
 
     def get_secret(self, path: str) -> Any:
         """A hit, neither counted nor logged."""

@@ -14,7 +14,6 @@ from .config import SecretConfig
 from .errors import ConfigurationError, VaultMiddlewareError
 from .guards import ASGIGuard
 from .manager import SecretsManager
-from .tripwire import Tripwire
 from .web import ASGIIdentity, error_response
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class VaultMiddleware:
         handle_errors: bool = False,
         tripwire: str | None = None,
     ) -> None:
-        self.app = app if tripwire is None else ASGIGuard(app, lambda: Tripwire(self.manager, tripwire))
+        self.app = app if tripwire is None else ASGIGuard(app, tripwire, lambda: self.manager)
         self._handle_errors = handle_errors
         self._owns_manager = manager is None
         self._manager = manager

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import VaultMiddlewareError
-from .tripwire import Tripwire, Watch
+from .manager import SecretsManager
+from .tripwire import Tripwire, Watch, checked
 from .web import ASGIIdentity, WSGIIdentity, error_response
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 __all__ = ["ASGIGuard", "WSGIGuard"]
+
+#: ASGI's own words, as a framework types them.
+Scope = Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def _refusal() -> tuple[int, list[tuple[str, str]], bytes]:
@@ -22,11 +27,12 @@ def _refusal() -> tuple[int, list[tuple[str, str]], bytes]:
 
 
 class ASGIGuard:
-    """*app*, whose http responses *tripwire* looks at; one that is held back becomes a 500, or ends where it stands."""
+    """*app*, whose http responses a tripwire looks at; one that is held back becomes a 500, or ends where it stands."""
 
-    def __init__(self, app: ASGIApp, tripwire: Callable[[], Tripwire]) -> None:
+    def __init__(self, app: ASGIApp, mode: str, manager: Callable[[], SecretsManager]) -> None:
         self._app = app
-        self._make = tripwire
+        self._mode = checked(mode)
+        self._manager = manager
         self._tripwire: Tripwire | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,7 +41,7 @@ class ASGIGuard:
             return
         tripwire = self._tripwire
         if tripwire is None:
-            tripwire = self._tripwire = self._make()
+            tripwire = self._tripwire = Tripwire(self._manager(), self._mode)
         await self._app(scope, receive, _Sending(tripwire, ASGIIdentity(scope).request_id, send))
 
 
@@ -59,10 +65,9 @@ class _Sending:
                 if found:
                     await self._refuse()
                 return
-        elif kind == "http.response.body":
-            if self._watch.body(message.get("body", b"")) and self._blocks:
-                await self._refuse()
-                return
+        elif kind == "http.response.body" and self._watch.body(message.get("body", b"")) and self._blocks:
+            await self._refuse()
+            return
         if self._start is not None:
             start, self._start = self._start, None
             await self._send(start)
@@ -80,17 +85,18 @@ class _Sending:
 
 
 class WSGIGuard:
-    """*app*, whose responses *tripwire* looks at; see :class:`ASGIGuard`."""
+    """*app*, whose responses a tripwire looks at; see :class:`ASGIGuard`."""
 
-    def __init__(self, app: WSGIApplication, tripwire: Callable[[], Tripwire]) -> None:
+    def __init__(self, app: WSGIApplication, mode: str, manager: Callable[[], SecretsManager]) -> None:
         self._app = app
-        self._make = tripwire
+        self._mode = checked(mode)
+        self._manager = manager
         self._tripwire: Tripwire | None = None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         tripwire = self._tripwire
         if tripwire is None:
-            tripwire = self._tripwire = self._make()
+            tripwire = self._tripwire = Tripwire(self._manager(), self._mode)
         starting = _Starting(tripwire.watch(WSGIIdentity(environ).request_id), tripwire.blocks, start_response)
         return _Guarded(self._app(environ, starting), starting)
 
@@ -168,9 +174,6 @@ class _Guarded:
     def __iter__(self) -> Iterator[bytes]:
         starting = self._starting
         for piece in self._body:
-            if starting.refused and starting.waits:  # already for its headers
-                yield starting.refuse()
-                return
             yield starting.take(piece)
             if starting.refused:
                 return

@@ -23,13 +23,11 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from prometheus_client import Counter
-
 from .errors import ConfigurationError
 from .events import LeakFound
 from .manager import SecretsManager
 
-__all__ = ["Tripwire", "TripwireFilter", "Watch"]
+__all__ = ["Tripwire", "TripwireFilter", "Watch", "checked"]
 
 _log = logging.getLogger("vault_middleware")
 
@@ -40,13 +38,14 @@ WINDOW, STEP = 8, 4
 SHORTEST, LONGEST = WINDOW + STEP, 256
 
 #: How much of a body is looked at, in bytes.
-MAX_BODY: Final = 65_536
+MAX_BODY: Final = 16_384
+
+#: A text is looked at in blocks of so many bytes, in windows that are made once.
+_BLOCK: Final = 4096
+_WINDOWS: Final = tuple(slice(at, at + WINDOW) for at in range(0, _BLOCK, STEP))
 
 #: Keys whose values are no secret, wherever they are.
 PUBLIC: Final = frozenset({"username", "user", "host", "hostname", "port", "url", "database", "dbname"})
-
-_counters: weakref.WeakKeyDictionary[object, Counter] = weakref.WeakKeyDictionary()
-_counting = threading.Lock()
 
 
 class _Print(NamedTuple):
@@ -86,9 +85,7 @@ class Tripwire:
         max_body: int = MAX_BODY,
         public: Iterable[str] = PUBLIC,
     ) -> None:
-        if mode not in ("alarm", "block"):
-            raise ConfigurationError(f"tripwire={mode!r} is neither 'alarm' nor 'block'; give one of them, or None")
-        self.blocks = mode == "block"
+        self.blocks = checked(mode) == "block"
         self.max_body = max_body
         self._manager = manager
         self._public = frozenset(public)
@@ -98,7 +95,7 @@ class Tripwire:
         self._prints: dict[int, list[_Print]] = {}
         self._hashes: frozenset[int] = frozenset()
         self._lock = threading.Lock()
-        self._counter = _counter(manager)
+        manager._metrics.expect_leaks()
 
     # -- what is live
 
@@ -143,6 +140,7 @@ class Tripwire:
     def _print_of(self, path: str, text: str) -> Iterator[tuple[int, _Print]]:
         raw = text.encode(errors="replace")
         forms = {raw, json.dumps(text)[1:-1].encode(), quote(raw, safe="").encode(), base64.b64encode(raw).rstrip(b"=")}
+        forms.add(text.encode("latin-1", errors="replace"))  # as a header has it
         for form in forms:
             known = form[:LONGEST]
             if len(known) >= SHORTEST:
@@ -157,10 +155,15 @@ class Tripwire:
 
     def find(self, data: bytes) -> str | None:
         """The path of a secret of which a value stands in *data*; None where there is none."""
-        if self._hashes.isdisjoint(
-            map(hash, [data[at : at + WINDOW] for at in range(0, len(data) - WINDOW + 1, STEP)])
-        ):
-            return None
+        for begin in range(0, len(data), _BLOCK):
+            block = data[begin : begin + _BLOCK + WINDOW - STEP]
+            windows = _WINDOWS[: max(0, (len(block) - WINDOW) // STEP + 1)]
+            if not self._hashes.isdisjoint(map(hash, map(block.__getitem__, windows))):
+                return self._which(data)
+        return None
+
+    def _which(self, data: bytes) -> str | None:
+        """The same, after a hash was met."""
         for at in range(0, len(data) - WINDOW + 1, STEP):
             for print_ in self._prints.get(hash(data[at : at + WINDOW]), ()):
                 start = at - print_.offset
@@ -169,10 +172,8 @@ class Tripwire:
         return None
 
     def alarm(self, path: str, where: str, request_id: str | None) -> None:
-        """Count, audit and log that a value of *path* was found in a ``header``, a ``body`` or a ``log`` record."""
+        """Say, to metrics, audit and log, that a value of *path* was found in a ``header``, a ``body`` or a ``log`` record."""
         action = "held back" if self.blocks else "let through"
-        with self._manager._metrics._lock:
-            self._counter.labels(where).inc()
         self._manager._emit(LeakFound(path, where, action, request_id or ""))
         _log.error(
             "a live value of %r was found in a %s and %s (request %s); find out who put it there, and replace the secret",
@@ -259,18 +260,14 @@ class TripwireFilter(logging.Filter):
             record.exc_info = record.exc_text = record.stack_info = None
 
 
-def _counter(manager: SecretsManager) -> Counter:
-    """The metric, made where the first tripwire of a registry is."""
-    registry = manager._metrics._registry()
-    with _counting:
-        counter = _counters.get(registry) if registry is not None else None
-        if counter is None:
-            counter = Counter(
-                "vault_secret_leaks",
-                "Live values of secrets that the tripwire found in responses or log records.",
-                ["where"],
-                registry=registry,
-            )
-            if registry is not None:
-                _counters[registry] = counter
-        return counter
+def checked(mode: str) -> str:
+    """*mode*, if it is one.
+
+    Raises
+    ------
+    ConfigurationError
+        It is not.
+    """
+    if mode not in ("alarm", "block"):
+        raise ConfigurationError(f"tripwire={mode!r} is neither 'alarm' nor 'block'; give one of them, or None")
+    return mode

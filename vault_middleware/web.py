@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 from .errors import LeaseLimitReached, SecretUnavailable, VaultMiddlewareError
@@ -30,103 +31,118 @@ def request_id(header: str | None, traceparent: str | None) -> str:
     return os.urandom(16).hex()
 
 
+#: What a server tells of a request, in one step.
+_ASGI_KEYS = ("type", "headers", "client", "method", "path")
+_ASGI = itemgetter(*_ASGI_KEYS)
+
+
 class ASGIIdentity:
     """A request as its ASGI scope tells it; read only when a secret is."""
 
-    __slots__ = ("_ids", "_scope")
+    __slots__ = ("_ids", "_route", "_scope", "_told")
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
-        self._scope = scope
+        self._scope: Mapping[str, Any] | None = scope
         self._ids: list[str] = []
 
     def settle(self) -> None:
         """Keep what the properties need, and let go of the request itself."""
-        get = self._scope.get
-        self._scope = {
-            "type": get("type"),
-            "headers": get("headers", ()),
-            "client": get("client"),
-            "method": get("method"),
-            "route": get("route"),
-            "path": get("path", ""),
-        }
+        scope = self._scope
+        if scope is None:
+            return
+        try:
+            self._told = _ASGI(scope)
+        except KeyError:  # over a unix socket there may be no client, and a websocket has no method
+            self._told = tuple(map(scope.get, _ASGI_KEYS))
+        self._route = scope.get("route")
+        self._scope = None
 
     @property
     def request_id(self) -> str:
         """See :func:`request_id`; one and the same, whichever thread asks first."""
         if not self._ids:
-            found = trace = None
-            for name, value in self._scope.get("headers", ()):
-                if len(name) == 12 and name.lower() == b"x-request-id":  # the length tells nearly all others quickly
-                    found = value.decode("latin-1")  # which makes text of any bytes
-                elif len(name) == 11 and name.lower() == b"traceparent":
-                    trace = value.decode("latin-1")
-            self._ids.append(request_id(found, trace))
+            self.settle()
+            headers = self._told[1] or ()
+            told = dict(headers)
+            found, trace = told.get(b"x-request-id"), told.get(b"traceparent")
+            if found is None and trace is None:  # a server that leaves names as they came
+                told = {name.lower(): value for name, value in headers}
+                found, trace = told.get(b"x-request-id"), told.get(b"traceparent")
+            self._ids.append(request_id(_text(found), _text(trace)))
         return self._ids[0]
 
     @property
     def client(self) -> str | None:
         """The address that the server saw."""
-        client = self._scope.get("client")
+        if self._scope is not None:
+            self.settle()
+        client = self._told[2]
         return client[0] if client else None
 
     @property
     def method(self) -> str | None:
         """The HTTP method, or ``WEBSOCKET``."""
-        return "WEBSOCKET" if self._scope["type"] == "websocket" else self._scope.get("method")
+        if self._scope is not None:
+            self.settle()
+        return "WEBSOCKET" if self._told[0] == "websocket" else self._told[3]
 
     @property
     def place(self) -> tuple[str, str]:
         """The route where the framework tells it, else the path."""
-        route = self._scope.get("route")
-        if route is not None and isinstance(path := getattr(route, "path", None), str):
+        if self._scope is not None:
+            self.settle()
+        if self._route is not None and isinstance(path := getattr(self._route, "path", None), str):
             return "route", path
-        return "path", str(self._scope.get("path", ""))
+        return "path", str(self._told[4] or "")
 
 
 class WSGIIdentity:
     """A request as its WSGI environ tells it; read only when a secret is."""
 
-    __slots__ = ("_environ", "_ids")
+    __slots__ = ("_environ", "_ids", "_told")
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
-        self._environ = environ
+        self._environ: Mapping[str, Any] | None = environ
         self._ids: list[str] = []
 
     def settle(self) -> None:
         """Keep what the properties need, and let go of the request itself."""
-        get = self._environ.get
-        self._environ = {
-            "HTTP_X_REQUEST_ID": get("HTTP_X_REQUEST_ID"),
-            "HTTP_TRACEPARENT": get("HTTP_TRACEPARENT"),
-            "REMOTE_ADDR": get("REMOTE_ADDR"),
-            "REQUEST_METHOD": get("REQUEST_METHOD"),
-            "SCRIPT_NAME": get("SCRIPT_NAME", ""),
-            "PATH_INFO": get("PATH_INFO", ""),
-        }
+        environ = self._environ
+        if environ is not None:
+            get = environ.get
+            ids = get("HTTP_X_REQUEST_ID"), get("HTTP_TRACEPARENT")
+            path = get("SCRIPT_NAME", ""), get("PATH_INFO", "")
+            self._told = ids, get("REMOTE_ADDR"), get("REQUEST_METHOD"), path
+            self._environ = None
 
     @property
     def request_id(self) -> str:
         """See :func:`request_id`; one and the same, whichever thread asks first."""
         if not self._ids:
-            found, trace = self._environ.get("HTTP_X_REQUEST_ID"), self._environ.get("HTTP_TRACEPARENT")
-            self._ids.append(request_id(found, trace))
+            self.settle()
+            self._ids.append(request_id(*self._told[0]))
         return self._ids[0]
 
     @property
     def client(self) -> str | None:
         """The address that the server saw."""
-        return self._environ.get("REMOTE_ADDR")
+        if self._environ is not None:
+            self.settle()
+        return self._told[1]
 
     @property
     def method(self) -> str | None:
         """The HTTP method."""
-        return self._environ.get("REQUEST_METHOD")
+        if self._environ is not None:
+            self.settle()
+        return self._told[2]
 
     @property
     def place(self) -> tuple[str, str]:
         """The path below the server's root; WSGI has its bytes as Latin-1, whatever they are."""
-        path: str = self._environ.get("SCRIPT_NAME", "") + self._environ.get("PATH_INFO", "")
+        if self._environ is not None:
+            self.settle()
+        path = "".join(self._told[3])
         return "path", path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
@@ -138,3 +154,7 @@ def error_response(error: VaultMiddlewareError) -> tuple[int, list[tuple[str, st
     if passing:
         headers.append(("retry-after", str(RETRY_AFTER)))
     return status, headers, text
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

@@ -13,7 +13,6 @@ from .config import SecretConfig
 from .errors import VaultMiddlewareError
 from .guards import WSGIGuard
 from .manager import SecretsManager
-from .tripwire import Tripwire
 from .web import WSGIIdentity, error_response
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class VaultWSGIMiddleware:
         handle_errors: bool = False,
         tripwire: str | None = None,
     ) -> None:
-        self.app = app if tripwire is None else WSGIGuard(app, lambda: Tripwire(self.manager, tripwire))
+        self.app = app if tripwire is None else WSGIGuard(app, tripwire, lambda: self.manager)
         self.manager = SecretsManager(config) if manager is None else manager
         self._handle_errors = handle_errors
 

@@ -47,7 +47,7 @@ def quart(manager: SecretsManager) -> Quart:
 
     @app.get("/async")
     async def asynchronous() -> str:
-        secrets = request.scope["state"]["secrets"]  # type: ignore[typeddict-item]
+        secrets = request.scope["state"]["secrets"]
         return str((await secrets.aget_secret(STATIC))["value"])
 
     @app.get("/sync")

@@ -89,7 +89,9 @@ class Running:
         """The audit lines about *event*, so far."""
         if not self.audit.exists():
             return []
-        every = [json.loads(text) for text in self.audit.read_text().splitlines()]
+        text = self.audit.read_text()
+        whole = text[: text.rfind("\n") + 1]  # a line that is being written just now may be seen in part
+        every = [json.loads(line) for line in whole.splitlines()]
         return [line for line in every if line["event"] == event]
 
 

@@ -27,7 +27,11 @@ from vault_middleware.telemetry.audit import Audit
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "audit-line.schema.json").read_text())
 VALIDATOR = Draft202012Validator(SCHEMA)
-EVENTS = sorted(events.Event.__subclasses__(), key=lambda kind: kind.name)
+EVENTS = [
+    each
+    for each in vars(events).values()
+    if isinstance(each, type) and issubclass(each, events.Event) and each is not events.Event
+]
 
 
 def invalid(line: dict[str, Any]) -> str:
@@ -73,6 +77,8 @@ def test_the_schema_knows_every_event_and_no_other() -> None:
 def test_the_line_of_every_event_is_as_the_schema_says(kind: type[events.Event], fill: dict[str, Any]) -> None:
     sink = Kept()
     values = {each.name: fill[str(each.type).removesuffix(" | None")] for each in dataclasses.fields(kind)}
+    if "where" in values:
+        values["where"] = "body"
     if fill["float"] == float("inf"):  # only these have no end, ever
         values |= {
             each: 1.5
@@ -123,7 +129,7 @@ def test_the_schema_refuses_a_line_that_is_not_one(spoil: Callable[[dict[str, An
 
 
 def test_every_line_of_a_whole_life_is_as_the_schema_says(make_stack: Callable[..., DevStack], tmp_path: Path) -> None:
-    stack = make_stack(lease_ttl=3, lease_max_ttl=6, token_ttl=6, token_max_ttl=12)
+    stack = make_stack(lease_ttl=2, lease_max_ttl=4, token_ttl=4, token_max_ttl=8)
     log = tmp_path / "audit.jsonl"
     config = settings(stack, VAULT_AUDIT_LOG=str(log), VAULT_CACHE_TTL="1s", VAULT_MAX_LEASES="2")
 
@@ -189,7 +195,7 @@ def test_each_access_joins_with_vaults_own_log_and_so_do_the_hits(stack: DevStac
             assert answer.status_code == 200
             users.add(answer.text)
     (user,) = users
-        script = [sys.executable, str(ROOT / "examples" / "join_audit.py"), str(running.audit), str(stack.bao.audit_path)]
+    script = [sys.executable, str(ROOT / "examples" / "join_audit.py"), str(running.audit), str(stack.bao.audit_path)]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     joined = [json.loads(text) for text in done.stdout.splitlines()]

@@ -182,6 +182,12 @@ def test_a_hostile_path_is_refused_without_being_sent(stack: DevStack) -> None:
     assert causes(examine(stack, "shared/../api-gateway/api-key")) == ["path-invalid"]
 
 
+def test_a_path_that_the_apps_own_list_does_not_have(stack: DevStack) -> None:
+    findings = examine(stack, STATIC, JWT, VAULT_ALLOWED_PATHS="shared/*")
+    assert causes(findings) == ["path-not-allowed"]
+    assert f"VAULT_ALLOWED_PATHS=shared/*,{STATIC}" in finding(findings, "path-not-allowed").mend
+
+
 # -- tokens
 
 

@@ -15,9 +15,11 @@ from tests.certificates import Authority
 from tests.scripted import ScriptedServer, answer, page, redirect
 from vault_middleware.cli.findings import Findings
 from vault_middleware.devstack import DevStack, OpenBao
+from vault_middleware.devstack.cluster import Node
 from vault_middleware.devstack.process import on_free_port
 
 from .doctoring import causes, examine, finding
+from .support import eventually
 
 HEALTH = {"sealed": False, "initialized": True, "version": "2.7.2"}
 
@@ -209,3 +211,13 @@ def test_a_server_that_fails_in_the_middle_is_a_finding_and_no_crash(
 
     monkeypatch.setattr(Inspector, "lookup", lookup)
     assert causes(examine(stack)) == ["server-failed-meanwhile"]
+
+
+def test_a_real_standby_is_a_warning_and_what_it_passes_on_is_judged(stack: DevStack) -> None:
+    founder = Node("node-1")
+    with founder, Node("node-2", founder) as standby:
+        eventually(lambda: standby.health() == 429, "the joiner to be a standby")
+        findings = examine(stack, VAULT_ADDR=standby.address)
+        assert finding(findings, "server-standby").sign == "warning"
+        # What the standby passes on is answered: nobody has set up a log-in there.
+        assert causes(findings) == ["auth-mount-missing"]

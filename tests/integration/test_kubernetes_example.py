@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from tests.integration.support import DYNAMIC, JWT, STATIC, answers, eventually, serve
 from vault_middleware import SecretConfig, SecretsManager
 from vault_middleware.devstack import DevStack, Kubernetes, OpenBao, Postgres
+from vault_middleware.devstack.kubernetes import API_AUDIENCE
 from vault_middleware.errors import SecretAccessDenied, VaultMiddlewareError
 
 FOLDER = Path(__file__).parents[2] / "examples" / "kubernetes"
@@ -77,19 +78,20 @@ class Bare:
             self.bao.request("POST", f"lotabots/{path}", {"data": {"value": "canary"}})
 
 
-@pytest.fixture
-def bare(tmp_path: Path) -> Iterator[Bare]:
+@pytest.fixture(scope="module", params=["namespace", "community"])
+def bare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
+    """Servers after the script has run on them, twice, as it may be run again."""
     with OpenBao() as bao, Postgres() as postgres, Kubernetes() as kubernetes:
-        yield Bare(bao, postgres, kubernetes, tmp_path)
+        servers = Bare(bao, postgres, kubernetes, tmp_path_factory.mktemp("bare"))
+        for _ in range(2):
+            done = servers.set_up(DEPLOYMENT=request.param)
+            assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+            assert bao.root_token not in done.stdout
+        servers.write_secrets()
+        yield servers
 
 
-@pytest.mark.parametrize("deployment", ["namespace", "community"])
-def test_after_the_script_a_gateway_works_with_the_defaults(bare: Bare, deployment: str) -> None:
-    for _ in range(2):  # it may be run again
-        done = bare.set_up(DEPLOYMENT=deployment)
-        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-        assert bare.bao.root_token not in done.stdout
-    bare.write_secrets()
+def test_after_the_script_a_gateway_works_with_the_defaults(bare: Bare) -> None:
     bare.project_token()
     config = SecretConfig.from_env({**bare.environ, "VAULT_AUDIT_LOG": "off"})
     with SecretsManager(config, registry=CollectorRegistry()) as manager:
@@ -105,8 +107,7 @@ def test_after_the_script_a_gateway_works_with_the_defaults(bare: Bare, deployme
 
 
 def test_a_token_that_is_not_for_vault_is_refused_after_the_script(bare: Bare) -> None:
-    assert bare.set_up().returncode == 0
-    (bare.folder / "token").write_text(bare.kubernetes.service_account_token())  # the audience of the API server
+    bare.project_token(audience=API_AUDIENCE)
     config = SecretConfig.from_env({**bare.environ, "VAULT_AUDIT_LOG": "off", "VAULT_STARTUP_TIMEOUT": "1s"})
     with pytest.raises(VaultMiddlewareError, match="audience"):
         SecretsManager(config, registry=CollectorRegistry()).start()
@@ -120,8 +121,6 @@ def test_the_script_says_what_the_server_refuses_and_ends_there(bare: Bare) -> N
 
 
 def test_the_gateway_of_the_deployment_answers_its_probes_and_its_scrape(bare: Bare, tmp_path: Path) -> None:
-    assert bare.set_up().returncode == 0
-    bare.write_secrets()
     bare.project_token()
     deployment = _deployment()
     pod = deployment["spec"]["template"]

@@ -70,7 +70,7 @@ def reading(path: str, **how: bool) -> Callable[[RequestSecrets], None]:
 
 
 @pytest.fixture(scope="module")
-def observed(stack: DevStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+def observed(_at_length: None, stack: DevStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("prometheus")
     with contextlib.ExitStack() as all_of_it:
         down, database, login = together(

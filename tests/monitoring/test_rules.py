@@ -29,6 +29,7 @@ def test_promtools_own_tests_of_the_rules_pass() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("_at_length")
 @pytest.mark.parametrize("name", NAMES)
 def test_promtools_own_tests_fail_without_the_rule(name: str, tmp_path: Path) -> None:
     text = (FOLDER / "alerts.yml").read_text()

@@ -27,13 +27,16 @@ def rendered() -> str:
 
 def _row(variable: Variable) -> str:
     name = f"`{variable.name}`" + (f" / `{variable.also}`" if variable.also else "")
-    default = variable.default
-    # A default that is a value is one that the variable would take.
+    meaning = variable.meaning.replace("|", "\\|")
+    return f"| {name} | {f'`{variable.default}`' if _is_value(variable) else variable.default} | {meaning} |"
+
+
+def _is_value(variable: Variable) -> bool:
+    """Whether the default is a value that the variable could be set to, and not words about it."""
     try:
-        shown = f"`{default}`" if default and variable.parse(default) is not None else default
+        return bool(variable.default) and variable.parse(variable.default) == getattr(SecretConfig(), variable.field)
     except ValueError:
-        shown = default
-    return f"| {name} | {shown} | {variable.meaning.replace('|', chr(92) + '|')} |"
+        return False
 
 
 def blocks(language: str) -> list[str]:

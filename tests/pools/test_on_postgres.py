@@ -54,7 +54,9 @@ def test_a_busy_connection_finishes_its_transaction_and_its_lease_is_held_until_
         )
         busy.start()
         waiting = "SELECT usename FROM pg_stat_activity WHERE wait_event = 'advisory'"
-        (first,) = eventually(lambda: locker.execute(waiting).fetchone() or (), "the transaction to be busy")
+        row = eventually(lambda: locker.execute(waiting).fetchone(), "the transaction to be busy")
+        assert row
+        first = row[0]
         rotate(manager)
         assert transaction([WHO]) != first
         rotate(manager)

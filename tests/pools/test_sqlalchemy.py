@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,20 +100,18 @@ def test_a_connection_that_comes_back_while_the_rotation_is_being_told_does_not_
 
 def test_overflow_and_places_are_counted_right_after_rotations_under_threads(manager: StubManager, make: Make) -> None:
     engine = make(pool_size=2, max_overflow=2, pool_timeout=20)
-    enough = threading.Event()
+    done = [0] * 6
 
-    def work(index: int) -> int:
-        if index == 0:
-            for _ in range(50):
+    def work(index: int) -> bool:
+        """The first one rotates until each of the others has gone through some of it."""
+        while min(done[1:]) < 20:
+            if index == 0:
                 manager.rotate(CREDS)
-            enough.set()
-            return 1
-        done = 0
-        while not enough.is_set():
-            with engine.connect() as connection:
-                connection.execute(sa.text("SELECT 1"))
-            done += 1
-        return done
+            else:
+                with engine.connect() as connection:
+                    connection.execute(sa.text("SELECT 1"))
+            done[index] += 1
+        return done[0] > 0
 
     assert all(in_threads(6, work))
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]

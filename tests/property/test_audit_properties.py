@@ -35,6 +35,9 @@ class Who:
         self.method = method
         self.place = ("path", place)
 
+    def settle(self) -> None:
+        """There is nothing to let go of."""
+
 
 class One:
     """A sink that takes exactly one line."""

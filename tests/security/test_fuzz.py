@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import posixpath
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +14,7 @@ from vault_middleware import SecretsManager
 from vault_middleware.errors import InvalidSecretPath
 
 from .campaign import campaign
+from .oracles import lands_below
 from .scale import ANSWERS, FULL, PATHS
 from .stub import Asked, stubbed
 
@@ -48,18 +47,6 @@ tenants = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=6), max_size=6)
 def manager() -> Iterator[tuple[SecretsManager, Asked]]:
     with stubbed(cache_max_entries=64) as (manager, asked):
         yield manager, asked
-
-
-def lands_below(prefix: str, target: str) -> None:
-    """Fail if *target* could be read as a place that is not below *prefix*."""
-    parts = urlsplit(f"http://vault{target}")
-    assert (parts.netloc, parts.path, parts.query, parts.fragment) == ("vault", target, "", "")
-    assert target.isascii()
-    assert target.isprintable()
-    once = unquote(target, errors="strict")
-    for seen in (target, once, unquote(once), unicodedata.normalize("NFKC", once), once.replace("\\", "/")):
-        assert posixpath.normpath(seen).startswith(prefix), seen
-        assert seen.count("/") == target.count("/"), seen
 
 
 #: Tenants an example; each is tried in two places.

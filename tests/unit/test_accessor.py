@@ -13,7 +13,7 @@ import pytest
 from tests.fakes import DYNAMIC, LEASE, STATIC, Clock, FakeVault, audit_lines, manager_over
 from tests.waiting import eventually, in_threads
 from vault_middleware import DynamicSecret, RequestSecrets, SecretsManager, current_secrets
-from vault_middleware.accessor import activate, deactivate
+from vault_middleware.accessor import STALE_PIN, activate, deactivate
 from vault_middleware.errors import AccessorClosed, AuditError, SecretNotDynamic, SecretNotFound
 
 
@@ -336,6 +336,32 @@ def test_repeats_of_a_pin_that_is_replaced_or_rejected_are_told_then(manager: Se
         secrets.get_secret(STATIC)
         secrets.reject(secrets.get_secret(STATIC))
         assert [line["count"] for line in audit_lines(audit, "secret_repeats")] == [1, 2]
+
+
+def test_repeats_are_in_the_metrics_while_the_request_goes_on_and_none_is_lost_between_threads(
+    manager: SecretsManager,
+) -> None:
+    requests, hits = manager._metrics._counts.requests, manager._metrics._counts.hits
+    with RequestSecrets(manager) as secrets:
+        secrets.get_secret(STATIC)
+        in_threads(16, lambda _: [secrets.get_secret(STATIC) for _ in range(200)])
+        counted = [next(iter(counter.collect())).samples[0].value for counter in (requests, hits)]
+        assert counted == [3201, 3200]
+    assert next(iter(requests.collect())).samples[0].value == 3201
+
+
+def test_in_an_outage_a_request_goes_on_with_the_stale_value_and_asks_again_after_a_second(
+    request_secrets: RequestSecrets, manager: SecretsManager, vault: FakeVault, clock: Clock, audit: Path
+) -> None:
+    first = request_secrets.get_secret(STATIC)
+    vault.down = True
+    clock.advance(manager.config.cache_ttl)
+    assert [request_secrets.get_secret(STATIC) for _ in range(3)] == [first] * 3
+    assert [line["outcome"] for line in audit_lines(audit, "secret_access")] == ["miss", "stale"]
+    clock.advance(STALE_PIN)
+    assert [request_secrets.get_secret(STATIC) for _ in range(3)] == [first] * 3
+    assert [line["outcome"] for line in audit_lines(audit, "secret_access")] == ["miss", "stale", "stale"]
+    assert [line["count"] for line in audit_lines(audit, "secret_repeats")] == [2]
 
 
 # -- scopes

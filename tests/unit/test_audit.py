@@ -52,6 +52,9 @@ class Who:
     method: str | None = "GET"
     place: tuple[str, str] | None = ("route", "/orders/{id}")
 
+    def settle(self) -> None:
+        """There is nothing to let go of."""
+
 
 class Lines:
     """A sink in memory, which can be stuck."""

@@ -22,8 +22,8 @@ from vault_middleware import RequestSecrets, SecretsManager
 from vault_middleware.web import ASGIIdentity
 
 #: The bounds, and for the modes of the audit where they tell: a line is rendered on the reading thread only if strict.
-REPEAT, LEASE, NOTHING = 35, 86, 69
-FIRST = {"off": 169, "strict": 546, "buffered": 239}
+REPEAT, LEASE, NOTHING = 35, 86, 73
+FIRST = {"off": 169, "strict": 546, "buffered": 220}
 OUTSIDE = {"off": 80, "strict": 193, "buffered": 107}
 
 ROOT = str(Path(vault_middleware.__file__).parent)

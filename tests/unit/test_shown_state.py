@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +114,16 @@ def test_the_lease_nearest_to_its_end_is_the_one_that_counts() -> None:
     world.run(1)
     assert world.leased(CREDS).issued < world.leased("database/creds/other").issued
     assert world.metric(LEASE) == pytest.approx(29 / 60, abs=0.02)
+
+
+def test_the_operations_guide_lists_every_metric_and_no_other() -> None:
+    world = World()
+    world.creds()
+    world.run(1)
+    exported = {f"{family.name}{'_total' * (family.type == 'counter')}" for family in world.registry.collect()}
+    guide = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = guide.partition("### The metrics")[2].partition("### The alerts")[0]
+    listed = {
+        name for row in re.findall(r"^\| (`vault_.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)", row)
+    }
+    assert listed == exported

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from ..config import SecretConfig
@@ -13,7 +15,7 @@ from ..vault.client import Forbidden, Reading, Token, VaultClient
 from ..vault.inspection import Inspector, Permission
 from ..vault.paths import Mount, hint, validate
 from .findings import Findings
-from .rules import Place
+from .rules import Place, spellings
 from .wanted import Wanted
 
 __all__ = ["Access", "check_access", "explain_read"]
@@ -71,12 +73,23 @@ def _check_one(
 ) -> Mount | None:
     """The mount, if the path can be read."""
     findings, place, path = access.findings, access.place, wanted.path
-    step = f"read {path}"
+    # It may come from a log, and is printed.
+    step = f"read {path if path.isprintable() else repr(path)}"
     try:
         validate(path)
     except InvalidSecretPath as error:
         found, _, mend = str(error).partition("; ")
         findings.fail(step, "path-invalid", found, why="it is never sent", mend=mend or "correct the path")
+        return None
+    globs = access.config.allowed_paths
+    if globs and not any(fnmatchcase(path, glob) for glob in globs):
+        findings.fail(
+            step,
+            "path-not-allowed",
+            "VAULT_ALLOWED_PATHS does not have it",
+            why="the app refuses it by itself, whatever the policy says",
+            mend=f"add it: VAULT_ALLOWED_PATHS={','.join((*globs, path))}",
+        )
         return None
     mount = access.inspector.mount(place.full(path), access.token)
     needed = [place.in_policy(each) for each in _needed(path, mount, place)]
@@ -153,7 +166,7 @@ def explain_read(access: Access, path: str, mount: Mount, error: VaultMiddleware
             why="no new credentials can be made; those that are there serve to their end",
             mend="check that the database is up, that the server reaches it, and its credentials: vault read "
             f"{_namespaced(access.place.leases_at)}{mount.path.removeprefix(_slashed(access.place.leases_at))}config/NAME; "
-            f"vault write -force …/rotate-root/NAME",
+            "and after a repair vault write -force …/reset/NAME, which connects anew",
         )
         return
     findings.fail(step, "read-failed", found, why="the app gets SecretUnavailable for it", mend=mend)
@@ -205,7 +218,7 @@ def _not_permitted(
 ) -> None:
     """The policy lacks the rule; or has it in a spelling that does not count here."""
     place, step = access.place, f"read {path}"
-    line = policies.read_line(path, mount, secrets_at=place.secrets_at, token_at=place.token_at)
+    line = _missing(path, mount, place)
 
     def permitted(full: str) -> bool:
         return "read" in capabilities.get(place.in_policy(full), frozenset())
@@ -249,18 +262,24 @@ def _not_permitted(
         )
     else:
         unknown = "" if mount is not None else ", or there is no such mount"
-        version = "" if mount is not None else " (with data/ after the mount if it is of KV version 2)"
-        rules = ""
-        if permissions is not None:
-            near = [str(each) for each in permissions if each.path.startswith(place.full(path).split("/", 1)[0])]
-            rules = f"; it has rules for {', '.join(near[:6])}" if near else ""
+        first = plain.removeprefix(_slashed(place.secrets_at)).partition("/")[0]
+        near = [repr(place.in_policy(str(each))) for each in permissions or () if f"/{first}/" in f"/{each.path}/"]
         access.findings.fail(
             step,
             "path-not-covered",
-            f"no rule permits it{unknown}{rules}",
+            f"no rule permits it{unknown}" + (f"; the nearest are {', '.join(near[:4])}" if near else ""),
             why=_WHY,
-            mend=f"add this line to {where}: {line}{version}",
+            mend=f"add this line to {where}: {line}",
         )
+
+
+def _missing(path: str, mount: Mount | None, place: Place) -> str:
+    """The rule that permits reading *path*; where the mount's KV version is not known, both."""
+    full = [each for each, _ in spellings(Wanted(path), mount, place)]
+    lines = [
+        f'path {json.dumps(place.in_policy(each), ensure_ascii=False)} {{ capabilities = ["read"] }}' for each in full
+    ]
+    return lines[0] if len(lines) == 1 else f"{lines[1]} (KV version 1), or {lines[0]} (KV version 2)"
 
 
 def _mixed_up(access: Access, step: str, found: str, mend: str) -> None:

@@ -71,7 +71,7 @@ def _check_renewal(access: Access, path: str, reading: Reading) -> float:
         failure = error
     else:
         took = time.monotonic() - before
-        _check_maximum(findings, step, duration, grant.lease_duration)
+        _check_maximum(findings, step, duration, grant.lease_duration, _write_role(access, path))
         return took
     if isinstance(failure, Forbidden):
         place = access.place
@@ -103,7 +103,14 @@ def _check_renewal(access: Access, path: str, reading: Reading) -> float:
     return 0.0
 
 
-def _check_maximum(findings: Findings, step: str, duration: float, granted: float) -> None:
+def _write_role(access: Access, path: str) -> str:
+    """The command that changes the engine's role behind a path such as ``database/creds/NAME``."""
+    namespace = access.place.leases_at
+    at = path if namespace else access.place.full(path)
+    return f"vault write {f'-namespace={namespace} ' if namespace else ''}{at.replace('/creds/', '/roles/', 1)}"
+
+
+def _check_maximum(findings: Findings, step: str, duration: float, granted: float, write: str) -> None:
     if granted <= duration * (1 + _NOTHING):
         findings.warn(
             step,
@@ -111,8 +118,8 @@ def _check_maximum(findings: Findings, step: str, duration: float, granted: floa
             f"twice its {duration:.0f} s was asked for, and {granted:.0f} s granted: its TTL is its max TTL already, so a "
             "renewal adds nothing",
             why="no lease is ever kept: every process gets a new user once a TTL, and its connections are to be made anew",
-            mend="raise max_ttl of the engine's role to several times its default_ttl: vault write …/roles/NAME "
-            f"max_ttl={10 * duration:.0f}s (and see the mount's max_lease_ttl)",
+            mend=f"raise max_ttl of the engine's role to several times its default_ttl: {write} max_ttl={10 * duration:.0f}s "
+            "(and see the mount's max_lease_ttl)",
         )
     elif granted < 1.9 * duration:
         findings.ok(step, f"permitted; its max TTL is {granted:.0f} s, at which it is replaced")
@@ -126,7 +133,7 @@ def _check_length(access: Access, path: str, reading: Reading, took: float, proc
     left = (1 - _LATEST) * duration - config.lease_min_validity
     busy = processes * took / (_LATEST * duration)
     mend = (
-        f"raise default_ttl of the engine's role: vault write …/roles/NAME default_ttl="
+        f"raise default_ttl of the engine's role: {_write_role(access, path)} default_ttl="
         f"{(config.client_timeout + config.lease_min_validity) / (1 - _LATEST) + 1:.0f}s or more"
     )
     if busy > _BUSY:

@@ -14,7 +14,7 @@ from ..vault import policies
 from ..vault.client import Token, VaultClient
 from ..vault.inspection import Inspector, Permission
 from ..vault.paths import Mount, validate
-from .rules import Deployment, Place, Rule, as_hcl, rules_for
+from .rules import Deployment, Place, Rule, as_hcl, rules_for, spellings
 from .wanted import Wanted, wanted
 
 __all__ = ["Policy"]
@@ -133,20 +133,14 @@ class Policy:
         finally:
             if own is not None and own.owned:
                 client.revoke_token(own, config.client_timeout)
-        for each, mount in found:
-            if len(rules_for([(each, mount)], place, default_policy=True)) > 1 and mount is None and not each.dynamic:
-                notes += self._unknown(each)
+        notes += [
+            f"the KV version of {each.path!r} is not known, as its mount cannot be seen (yet): both rules are there; apply "
+            "the policy, and run this again for the least one"
+            for each, mount in found
+            if len(spellings(each, mount, place)) > 1
+        ]
         default = not self._without_default and (looked_up is None or _has_default(looked_up))
         return _Known(place, found, token, default, notes)
-
-    def _unknown(self, each: Wanted) -> list[str]:
-        second = each.path.partition("/")[2].split("/", 1)[0]
-        if each.versioned is not None or second in ("creds", "static-creds", "static-cred"):
-            return []
-        note = (
-            f"the KV version of {each.path!r} is not known, as its mount cannot be seen (yet): both rules are there; "
-        )
-        return [note + "apply the policy, and run this again for the least one"]
 
     def _place(self, inspector: Inspector, token: Token | None) -> Place:
         config = self._config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from types import FrameType
@@ -36,11 +35,11 @@ class LoopWatch:
 
 
 def _on_a_loop() -> bool:
+    asyncio = sys.modules.get("asyncio")  # where nobody has loaded it, no loop runs
     try:
-        asyncio.get_running_loop()
+        return asyncio is not None and asyncio.get_running_loop() is not None
     except RuntimeError:
         return False
-    return True
 
 
 def _caller(frame: FrameType | None) -> tuple[str, str]:

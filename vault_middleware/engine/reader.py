@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
@@ -175,6 +174,8 @@ class Reader:
             return None
 
     async def _await(self, flight: Flight, deadline: float) -> Outcome | None:
+        import asyncio  # noqa: PLC0415 (who awaits has loaded it; where nobody does, it is a fifth of the whole import)
+
         waiter = asyncio.wrap_future(flight)
         done, _ = await asyncio.wait([waiter], timeout=min(PATIENCE, max(deadline - self._clock(), 0.0)))
         if not done:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 
 from ..cache import Entry, Key, Outcome, SecretCache
 from ..config import SecretConfig
@@ -112,8 +111,8 @@ class Statics:
                 self._renewer.hasten(task, now + after_outage(float("inf"), self._uniform))  # the stale value serves
 
     def _task(self, key: Key, group: str) -> Task:
-        # Partials, as there is one of each for every entry, and a closure takes twice the memory.
-        return Task(partial(self._refresh, key), group=group, deadline=partial(self._fresh_until, key))
+        care = _Care(self, key)
+        return Task(care.refresh, group=group, deadline=care.deadline)
 
     def _fresh_until(self, key: Key) -> float:
         entry = self._cache.entries.get(key)
@@ -151,3 +150,21 @@ class Statics:
             return self._clock() + pause
         self._backoffs[key] = for_lease(lambda: float("inf"), self._uniform)
         return self._clock() + max(1.0, min(ttl, 10.0)) * self._uniform(0.75, 1.0)
+
+
+class _Care:
+    """What the renewer calls for one entry; there is one for each, and closures would take three times its memory."""
+
+    __slots__ = ("_key", "_statics")
+
+    def __init__(self, statics: Statics, key: Key) -> None:
+        self._statics = statics
+        self._key = key
+
+    def refresh(self) -> float | None:
+        """Fetch the entry anew; when next."""
+        return self._statics._refresh(self._key)
+
+    def deadline(self) -> float:
+        """When it is fresh no longer."""
+        return self._statics._fresh_until(self._key)

@@ -123,7 +123,7 @@ class Credentials:
         if held.inherited:
             return False
         newest = self._newest
-        return newest is None or _same(newest, held.secret)
+        return held.rotations == self._rotations or newest is None or _same(newest, held.secret)
 
     def take(self) -> Held:
         """The current credential, held until it is given back; raises as ``get_secret`` does."""
@@ -202,6 +202,9 @@ class _Asking:
     client: str | None
     method: str | None
     place: tuple[str, str] | None
+
+    def settle(self) -> None:
+        """It has let go of the request already."""
 
 
 def _asking() -> _Asking | None:

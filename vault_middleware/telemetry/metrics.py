@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from ..errors import ConfigurationError
 from ..events import (
     Event,
+    LeakFound,
     LeaseRenewalFailed,
     LeaseRenewed,
     LeaseRotated,
@@ -70,6 +71,7 @@ class Metrics:
         self._registry = weakref.ref(registry)
         self._counts = _Counts(registry, self.flush)
         self._gauges: _Gauges | None = None
+        self._leaks: Counter | None = None
         self._states: weakref.WeakKeyDictionary[object, _State] = weakref.WeakKeyDictionary()
 
     @classmethod
@@ -131,6 +133,17 @@ class Metrics:
                 counts.logins.labels("success").inc()
             case LoginFailed():
                 counts.logins.labels("failure").inc()
+            case LeakFound() if self._leaks is not None:
+                self._leaks.labels(event.where).inc()
+
+    def expect_leaks(self) -> None:
+        """There is a tripwire: have a metric for what it finds."""
+        registry = self._registry()
+        with self._lock:
+            if self._leaks is None and registry is not None:
+                self._leaks = Counter(
+                    "vault_secret_leaks", "Live values that the tripwire found.", ["where"], registry=registry
+                )
 
     # -- state
 

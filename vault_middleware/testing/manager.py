@@ -115,9 +115,7 @@ class StubManager(SecretsManager):
     def down(self) -> None:
         """Vault answers nobody: what is cached is served as the settings say, for the rest ``SecretUnavailable``."""
         self.vault.is_down = True
-        breaker = self._engine.breaker
-        breaker._trusted_until = float("-inf")
-        breaker.suspect()
+        self._engine.breaker.suspect()
 
     def up(self) -> None:
         """Vault answers again."""

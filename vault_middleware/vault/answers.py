@@ -19,6 +19,9 @@ __all__ = ["Forbidden", "Grant", "LeaseGone", "Reading", "Token", "failure", "gi
 #: No duration is believed beyond this, in seconds (ten years): sums with it stay exact on a clock.
 _LONGEST: Final = 10 * 365 * 86400.0
 
+#: How deep a secret may be nested.
+_DEEPEST: Final = 100
+
 
 class Forbidden(VaultMiddlewareError):
     """403: the policy, or a token that is not valid any more; the server says the same for both."""
@@ -193,8 +196,15 @@ def _duration(value: object, server: str) -> float:
 
 
 def _frozen(data: dict[str, Any], server: str) -> Any:
-    try:
-        return freeze(data)
-    except RecursionError:
-        pass
+    # Level by level: to find it out by a RecursionError costs whoever comes by in that moment.
+    level: list[Any] = [data]
+    for _ in range(_DEEPEST):
+        level = [
+            item
+            for each in level
+            for item in (each.values() if isinstance(each, dict) else each)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return freeze(data)
     raise faults.not_vault(server, "a secret nested deeper than any of Vault's")

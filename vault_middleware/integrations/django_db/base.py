@@ -106,14 +106,17 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Django has
                 held.close()
 
     def _in_use(self) -> None:
-        """Before each use: it is not idle any more, and not of an old credential where nothing hangs on it."""
+        """Before each use: it is not idle any more, and replaced if it is old and nothing hangs on it.
+
+        Django looks after the connection's health at the same moments: before each cursor, and before a transaction.
+        """
         with self._turn:
             self._idle = False
             if self.connection is None or not self._is_old():
                 return
             if self._held is not None and self._held.inherited:
                 self.connection = self._held = None  # a parent's: not ours to close
-            elif not self.in_atomic_block and self.get_autocommit() and not self._has_named_cursor():
+            elif not self.in_atomic_block and self.autocommit and not self._has_named_cursor():
                 self._close_now()
 
     def _has_named_cursor(self) -> bool:
