@@ -48,7 +48,8 @@ def page(sections: dict[str, list[Figure]], instructions: dict[str, float] | str
 _HEAD = """\
 # Performance
 
-Written by `make bench`, from one run: everything in a block is measured side by side, in turns, and shown as medians. Ratios
+Written by `make bench`, from one run: everything in a block is measured side by side, in turns, and shown as medians (what asks a
+server: as the lowest tenth). Ratios
 carry over to another machine, times do not. Python {python} on {machine}, two cores; {load}.
 
 The unit is the least that a read with a time to live can cost: a look-up in a dictionary and a look at the clock, without a
@@ -103,7 +104,7 @@ def chart(path: Path, reads: dict[str, float], waits: dict[str, float]) -> bool:
     ]
     axes.bar_label(drawn, labels, fontsize=9)
     axes.set_xscale("log")
-    axes.set_xlim(values[0] / 2, max(values) * 12)
+    axes.set_xlim(values[0] / 2, max(values) * 60)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("nanoseconds a read, logarithmic; in brackets: times the floor")
@@ -116,4 +117,6 @@ def chart(path: Path, reads: dict[str, float], waits: dict[str, float]) -> bool:
 
 
 def _time(nanoseconds: float) -> str:
-    return f"{nanoseconds:.0f} ns" if nanoseconds < 1000 else f"{nanoseconds / 1000:.1f} µs"
+    if nanoseconds < 1000:
+        return f"{nanoseconds:.0f} ns"
+    return f"{nanoseconds / 1000:.1f} µs" if nanoseconds < 1e6 else f"{nanoseconds / 1e6:.1f} ms"

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["ASGIGuard", "WSGIGuard"]
 
 #: ASGI's own words, as a framework types them.
-Scope = Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]

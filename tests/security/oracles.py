@@ -79,7 +79,7 @@ def audit_line(*texts: str) -> None:
     sink = One()
     audit = Audit(sink)
     audit.access(
-        audit.context_fragment(Who(request_id, client, method, place)),  # type: ignore[arg-type]
+        audit.context_fragment(Who(request_id, client, method, place)),
         audit.secret_fragment(Secret(name, {}, request_id=place), "static"),
         "hit",
         1.0,

@@ -24,8 +24,9 @@ ROOT = Path(__file__).parents[2]
 #: At least so many requests a cell, from so many threads, so long between two of one thread (seconds).
 REQUESTS, THREADS, PACE = 200, 4, 0.02
 
-#: Leases of the cells: they are rotated within their second to fifth second.
-TTL, MAX_TTL = 3, 5
+#: Leases of the cells, in seconds: rotated at their first or second renewal, so within five seconds, with three to spare
+#: for requests that still hold the old one on a machine that is busy.
+TTL, MAX_TTL = 6, 8
 
 PATIENCE = 60.0
 
