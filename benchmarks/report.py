@@ -48,9 +48,9 @@ def page(sections: dict[str, list[Figure]], instructions: dict[str, float] | str
 _HEAD = """\
 # Performance
 
-Written by `make bench`, from one run: everything in a block is measured side by side, in turns, and shown as medians (what asks a
-server: as the lowest tenth). Ratios
-carry over to another machine, times do not. Python {python} on {machine}, two cores; {load}.
+Written by `make bench`, from one run: everything in a block is measured side by side, in turns, and shown as medians (what
+asks a server: as the lowest tenth). Ratios carry over to another machine, times do not. Python {python} on {machine}, two
+cores; {load}.
 
 The unit is the least that a read with a time to live can cost: a look-up in a dictionary and a look at the clock, without a
 lock, a count, or an audit line. CPU time is that of the reading thread unless it says otherwise.

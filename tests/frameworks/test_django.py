@@ -14,7 +14,7 @@ import pytest
 from django.core.checks import CheckMessage
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
-from django.test import Client, override_settings
+from django.test import AsyncClient, Client, override_settings
 from starlette.types import Message
 from werkzeug.test import Client as WSGIClient
 
@@ -121,6 +121,13 @@ def test_after_a_request_there_is_no_current_accessor() -> None:
     Client().get("/view")
     with pytest.raises(AccessorClosed):
         current_secrets()
+
+    async def main() -> None:
+        await AsyncClient().get("/aview")  # in this very task, where no task's end undoes anything
+        with pytest.raises(AccessorClosed):
+            current_secrets()
+
+    asyncio.run(main())
 
 
 def test_the_audit_line_names_the_request(vault: FakeVault, tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def test_the_loop_goes_on_while_64_coroutines_miss_one_key_on_a_slow_server(
     record_property("longest_pause_ms", round(pulse.longest * 1000, 1))
     assert took >= LATENCY
     assert len(asked) == 1
-    # Blocked, it would pause for the whole latency; what it does pause is the machine's.
-    assert pulse.longest < LATENCY / 2
+    # Blocked, it would pause for the whole latency at least; what it does pause is the machine's.
+    assert pulse.longest < LATENCY
     assert pulse.beats > 5
 
 

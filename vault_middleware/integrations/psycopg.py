@@ -58,6 +58,11 @@ class ConnectionPool(psycopg_pool.ConnectionPool[Connection[Any]]):
         kind = type(connection_class.__name__, (_Following, connection_class), {"credentials": self._credentials})
         super().__init__(conninfo, connection_class=kind, open=open, **options)
 
+    def putconn(self, conn: Connection[Any]) -> None:
+        """As psycopg's; a connection that was lost holds its lease no longer."""
+        super().putconn(conn)
+        _give_back_if_closed(conn)
+
     def _add_to_pool(self, conn: Connection[Any]) -> None:
         # First put it there, and then look: a rotation first is known, and then drains. One of the two sees the other.
         super()._add_to_pool(conn)
@@ -83,6 +88,11 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[AsyncConnection[Any]]
         kind = type(connection_class.__name__, (_AsyncFollowing, connection_class), {"credentials": self._credentials})
         super().__init__(conninfo, connection_class=kind, open=False, **options)
 
+    async def putconn(self, conn: AsyncConnection[Any]) -> None:
+        """See :meth:`ConnectionPool.putconn`."""
+        await super().putconn(conn)
+        _give_back_if_closed(conn)
+
     async def _add_to_pool(self, conn: AsyncConnection[Any]) -> None:
         self._loop = asyncio.get_running_loop()
         await super()._add_to_pool(conn)
@@ -105,8 +115,14 @@ def _is_old(credentials: Credentials, connection: object) -> bool:
     return held is not None and not credentials.is_current(held)
 
 
+def _give_back_if_closed(connection: Any) -> None:
+    """Nobody closes what was lost, and psycopg only forgets it."""
+    if connection.closed:
+        connection.held.close()
+
+
 def _hold(connection: Any, held: Held) -> None:
-    """*held* ends with *connection*, also where that was lost and nobody closes it."""
+    """*held* ends with *connection*, also where that is forgotten without being closed."""
     connection.held = held
     weakref.finalize(connection, held.close).atexit = False
 
