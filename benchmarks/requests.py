@@ -175,7 +175,7 @@ def over_uvicorn(rounds: int = 7, seconds: float = 1.0) -> list[Figure]:
                 f"≥ {goal:.2f} of bare",
                 f"{share:.2f} ({bare:.0f} requests/s of CPU bare)",
                 share >= goal,
-                "strict audit to a file" if name == "one read" else "",
+                "what it adds is about a hundredth of such a request; other work on the machine moves this by more",
             )
         )
     return figures

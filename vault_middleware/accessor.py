@@ -356,7 +356,8 @@ class RequestSecrets:
         if self._closed:
             return
         self._closed = True
-        self._identity = None  # it leads to the request, which leads here: without that, no collector need take them apart
+        # It leads to the request, which leads here: cut, nothing of it has to wait for the garbage collector.
+        self._identity = None
         if self._holds:
             for holds in list(self._holds):
                 holds.give_back(self)

@@ -9,4 +9,4 @@ __all__ = ["ANSWERS", "FULL", "NAMES", "PATHS"]
 FULL = os.environ.get("FUZZ") == "full"
 
 #: Fuzzed paths, hostile answers, and made-up names.
-PATHS, ANSWERS, NAMES = (100_000, 20_000, 100_000) if FULL else (10_000, 2_000, 10_000)
+PATHS, ANSWERS, NAMES = (100_000, 20_000, 100_000) if FULL else (10_000, 2_000, 5_000)

@@ -78,11 +78,14 @@ class _Load:
             thread.start()
 
     def _run(self) -> None:
-        with httpx.Client(trust_env=False, timeout=20) as client:
-            while not self._ended.wait(PACE):
-                request_id = f"matrix-{next(self._number)}"
-                self.sent.append(request_id)
-                self._ask(client, request_id)
+        while not self._ended.is_set():
+            with httpx.Client(trust_env=False, timeout=20) as client:  # a few on one connection, and then another worker
+                for _ in range(5):
+                    if self._ended.wait(PACE):
+                        return
+                    request_id = f"matrix-{next(self._number)}"
+                    self.sent.append(request_id)
+                    self._ask(client, request_id)
 
     def _ask(self, client: httpx.Client, request_id: str) -> None:
         try:

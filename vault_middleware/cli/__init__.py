@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="find out what is wrong, from the pod outwards, and what mends it")
     _add_paths(doctor)
     doctor.add_argument("--json", action="store_true", help="for machines")
-    doctor.add_argument("--no-leases", action="store_true", help="make no lease (and so no database user) for the check")
+    doctor.add_argument(
+        "--no-leases", action="store_true", help="make no lease (and so no database user) for the check"
+    )
     doctor.add_argument(
         "--processes", type=int, default=1, metavar="N", help="how many processes of the app there are, in all replicas"
     )
@@ -56,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_paths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "paths", nargs="*", metavar="PATH", help="secret paths; without any, those of VAULT_PREFETCH or of the audit log"
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="secret paths; without any, those of VAULT_PREFETCH or of the audit log",
     )
     parser.add_argument("--audit-log", metavar="FILE", help="the paths that the app really read, from its audit log")
 

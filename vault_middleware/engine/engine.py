@@ -205,7 +205,7 @@ class Engine:
                 entry.secret,
                 fetched=entry.fetched,
                 fresh_until=now,
-                stale_until=entry.stale_until,
+                stale_until=now,
                 fragment=entry.fragment,
                 holds=entry.holds,
                 last_read=entry.last_read,

@@ -120,7 +120,7 @@ class Keeper:
             grant = error.with_traceback(None)
         if isinstance(grant, VaultMiddlewareError):
             return self._renewal_failed(leased, grant, gone=gone, forbidden=forbidden)
-        leased.backoff = None
+        leased.backoff, self._leases.renewals_refused = None, False
         self._leases.extend(
             leased, Lease(lease.lease_id, grant.lease_duration, grant.renewable, grant.started + grant.lease_duration)
         )
@@ -141,6 +141,7 @@ class Keeper:
             return None  # the lease died with its token; see _generation_died
         if not gone and not forbidden:
             return self._again(leased, failure)
+        self._leases.renewals_refused = forbidden
         self._failed(leased, failure, retry_in=0.0)
         self._leases.never_renew(leased)
         if not leased.holds.draining:
@@ -177,8 +178,13 @@ class Keeper:
 
     def _pause(self, leased: Leased, failure: VaultMiddlewareError) -> float | None:
         if leased.backoff is None:
-            leased.backoff = for_lease(lambda: leased.deadline - self._clock(), self._uniform)
+            leased.backoff = for_lease(lambda: self._time_to_try(leased), self._uniform)
         return leased.backoff.failed(failure)
+
+    def _time_to_try(self, leased: Leased) -> float:
+        """Seconds for further tries; of a renewal only while it is handed out, so that a rotation comes in time."""
+        kept_back = self._leases.kept_back(leased) if leased.lease.renewable and not leased.holds.draining else 0.0
+        return leased.deadline - kept_back - self._clock()
 
     def _failed(self, leased: Leased, failure: VaultMiddlewareError, *, retry_in: float | None) -> None:
         left = leased.deadline - self._clock()

@@ -86,6 +86,8 @@ class Leases:
         self.tend: Callable[[Leased], float | None]
         #: False behind a proxy, which renews and revokes its own leases.
         self.ours = config.auth_method != "proxy"
+        #: The policy has refused the last renewal: new leases are replaced late instead of renewed early.
+        self.renewals_refused = False
         self._lock = threading.Lock()
         self._live: dict[Holds, Leased] = {}
         self._reserved = 0
@@ -205,7 +207,7 @@ class Leases:
             return 0.0  # that happened while it was fetched, so nobody else has it issued again
         lease = leased.lease
         left = leased.expires - now
-        if lease.renewable and self.ours:
+        if lease.renewable and self.ours and not self.renewals_refused:
             first = min(first_renewal(lease.lease_duration, self._uniform), renewal(left, self._uniform))
             return self.in_time(leased, first)
         due = self.in_time(leased, rotation(left, self._uniform))
@@ -218,19 +220,20 @@ class Leases:
         Where its token's end cuts it short it is the session's turn: renewing or replacing it would not help.
         """
         now = self._clock()
-        return min(in_time(delay, leased.expires - now, self._kept_back(leased)), leased.deadline - now)
+        return min(in_time(delay, leased.expires - now, self.kept_back(leased)), leased.deadline - now)
 
-    def _kept_back(self, leased: Leased) -> float:
+    def kept_back(self, leased: Leased) -> float:
+        """Seconds before the deadline in which *leased* is not handed out any more."""
         # A lease shorter than the least validity could never be served; half of it is what can be kept back then.
         served = leased.lease.lease_duration if self.ours else leased.expires - leased.issued
         return min(self._config.lease_min_validity, served / 2)
 
     def _entry(self, leased: Leased, last_read: float) -> Entry:
-        until = leased.deadline - self._kept_back(leased)
+        until = leased.issued if leased.rejected else leased.deadline - self.kept_back(leased)
         return Entry(
             leased.secret,
             fetched=leased.issued,
-            fresh_until=leased.issued if leased.rejected else until,
+            fresh_until=until,
             stale_until=until,
             fragment=leased.fragment,
             holds=leased.holds,

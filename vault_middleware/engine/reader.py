@@ -107,7 +107,7 @@ class Reader:
             outcome = self._wait(flight, deadline)
             if mine is None and outcome is not None:
                 continue  # an older fetch had to end first
-            return self._finish(key, outcome, bool(mine))
+            return self._finish(key, outcome, bool(mine), fresh)
 
     async def aget(
         self, key: Key, *, fresh: bool, timeout: float | None, correlation_id: str | None
@@ -123,7 +123,7 @@ class Reader:
             outcome = await self._await(flight, deadline)
             if mine is None and outcome is not None:
                 continue
-            return self._finish(key, outcome, bool(mine))
+            return self._finish(key, outcome, bool(mine), fresh)
 
     def _budget(self, timeout: float | None) -> float:
         longest = self._config.request_timeout
@@ -183,7 +183,7 @@ class Reader:
             done, _ = await asyncio.wait([waiter], timeout=max(deadline - self._clock(), 0.0))
         return waiter.result() if done else None
 
-    def _finish(self, key: Key, outcome: Outcome | None, mine: bool) -> tuple[Entry, str]:
+    def _finish(self, key: Key, outcome: Outcome | None, mine: bool, fresh: bool) -> tuple[Entry, str]:
         """Turn the end of a fetch into the getter's: the value, the stale one, or the caller's own copy of the error."""
         path = key if isinstance(key, str) else key[0]
         if isinstance(outcome, Entry):
@@ -192,7 +192,7 @@ class Reader:
             outcome = self.unavailable(path, "its lease was over before it arrived; raise the TTL of the role")
         if outcome is None:
             outcome = self.unavailable(path, "the server did not answer in time; raise the timeout if it is only slow")
-        if isinstance(outcome, SecretUnavailable):
+        if isinstance(outcome, SecretUnavailable) and not fresh:
             entry = self._cache.entries.get(key)
             if entry is not None and self._clock() < entry.stale_until:
                 return entry, "stale"
