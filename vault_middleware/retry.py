@@ -80,9 +80,12 @@ class Backoff:
         return float(step) if isinstance(step, DoSleep) else None
 
 
-def for_lease(left: Callable[[], float], uniform: Uniform) -> Backoff:
-    """The tries of a task whose value is valid for ``left()`` seconds more; gives up when no further try fits."""
-    return Backoff(_Wait(lambda failures: lease_wait(failures, left(), uniform)), _StopWhenNoTryFits(left))
+def for_lease(left: Callable[[], float], uniform: Uniform, *, useful: Callable[[], float] | None = None) -> Backoff:
+    """The tries of a task whose value is valid for ``left()`` seconds more; gives up when no further try fits.
+
+    It fits within ``useful()`` seconds, where that is less: while there is time for something else.
+    """
+    return Backoff(_Wait(lambda failures: lease_wait(failures, left(), uniform)), _StopWhenNoTryFits(useful or left))
 
 
 def for_login(uniform: Uniform) -> Backoff:

@@ -79,7 +79,9 @@ class _Load:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            with httpx.Client(trust_env=False, timeout=20) as client:  # a few on one connection, and then another worker
+            with httpx.Client(
+                trust_env=False, timeout=20
+            ) as client:  # a few on one connection, and then another worker
                 for _ in range(5):
                     if self._ended.wait(PACE):
                         return

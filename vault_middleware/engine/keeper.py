@@ -178,7 +178,9 @@ class Keeper:
 
     def _pause(self, leased: Leased, failure: VaultMiddlewareError) -> float | None:
         if leased.backoff is None:
-            leased.backoff = for_lease(lambda: self._time_to_try(leased), self._uniform)
+            leased.backoff = for_lease(
+                lambda: leased.deadline - self._clock(), self._uniform, useful=lambda: self._time_to_try(leased)
+            )
         return leased.backoff.failed(failure)
 
     def _time_to_try(self, leased: Leased) -> float:
