@@ -67,8 +67,8 @@ def test_importing_the_package_starts_no_thread_and_takes_no_signal() -> None:
         ("requests", ["vault"]),
         ("urllib3", ["vault"]),
         ("tenacity", ["retry.py"]),
-        ("prometheus_client", ["telemetry", "manager.py", "cli"]),
-        ("starlette", ["asgi.py", "cli"]),
+        ("prometheus_client", ["telemetry", "manager.py", "cli", "testing"]),
+        ("starlette", ["asgi.py", "cli", "guards.py", "health.py", "integrations"]),
     ],
 )
 def test_each_dependency_has_its_room(dependency: str, rooms: list[str]) -> None:

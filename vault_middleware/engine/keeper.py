@@ -71,6 +71,9 @@ class Keeper:
         if leased.ended:
             return None
         if leased.generation.dead or now >= leased.deadline:
+            if not (leased.generation.dead or leased.holds.draining or leased.backoff) and now >= leased.expires:
+                # Nothing has failed that would have been told already: the machine, or its mount's other leases, took long.
+                self._failed(leased, VaultUnavailable("its turn came too late"), retry_in=None)
             self._leases.end(leased)
             return None
         if leased.holds.draining:

@@ -142,8 +142,12 @@ class VaultClient:
     def revoke_token(self, token: Token, timeout: float) -> None:
         """Revoke *token*, and with it every lease it made."""
         answer: Answer = TokenAPI(self._bridge("revoke_token", timeout, token, namespace=token.namespace)).revoke_self()
-        if answer.status != 403:  # it is not valid any more, which is what was wanted
-            self._only_success(answer)
+        if answer.status == 403:
+            if not self.token_is_valid(token, timeout):
+                return  # which is what was wanted
+            line = policies.call_line("auth/token/revoke-self")
+            raise VaultUnavailable(f"the policy refuses to revoke our token; add this line to it: {line}")
+        self._only_success(answer)
 
     def token_is_valid(self, token: Token, timeout: float) -> bool:
         """Whether the server still knows *token*; a refused read may mean either."""
@@ -264,7 +268,8 @@ class VaultClient:
         token_at = self._login.namespace
         line = policies.read_line(path, mount, secrets_at=self._config.namespace, token_at=token_at)
         unknown = "" if mount is not None else ", or there is no such mount"
-        kv = "" if mount is not None else " (of KV version 2, with data/ after the mount)"
+        leased = path.partition("/")[2].split("/", 1)[0] in _NOT_KV
+        kv = "" if mount is not None or leased else " (of KV version 2, with data/ after the mount)"
         return SecretAccessDenied(
             path,
             f"the policy does not permit reading {path!r}{unknown}; add this line to {policies.where(token_at)}: {line}{kv}"

@@ -6,7 +6,7 @@ import json
 
 from .paths import Mount
 
-__all__ = ["lease_line", "read_line", "where"]
+__all__ = ["call_line", "lease_line", "read_line", "where"]
 
 
 def where(namespace: str) -> str:
@@ -24,8 +24,12 @@ def read_line(path: str, mount: Mount | None, *, secrets_at: str, token_at: str)
 
 def lease_line(call: str, *, lease_at: str, token_at: str) -> str:
     """The line that permits ``sys/leases/{call}`` where the lease lives."""
-    full = _joined(lease_at, f"sys/leases/{call}")
-    return f'path {_quoted(_relative(full, token_at))} {{ capabilities = ["update"] }}'
+    return call_line(_relative(_joined(lease_at, f"sys/leases/{call}"), token_at))
+
+
+def call_line(path: str) -> str:
+    """The line that permits a call of the server's own at *path*, as the policy spells it."""
+    return f'path {_quoted(path)} {{ capabilities = ["update"] }}'
 
 
 def _joined(namespace: str, path: str) -> str:
