@@ -71,7 +71,7 @@ fuzz-guided: $(VENV)/.installed
 lock audit sbom: $(VENV)/.supply
 
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra test --extra lint --extra supply --extra fuzz --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --all-extras --generate-hashes \
 	  --universal --python-version 3.11 --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 	  -o requirements-dev.lock -q
 

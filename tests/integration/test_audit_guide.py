@@ -239,3 +239,17 @@ def test_the_lines_shown_in_the_guide_are_as_the_schema_says() -> None:
     for line in shown:
         line.pop("vault", None)
         assert invalid(line) == ""
+
+
+def test_the_guides_validator_runs_as_it_stands_and_refuses_a_line_that_is_not_one(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "audit.md").read_text()
+    code = re.search(r"<!-- file: validate.py -->\n```python\n(.*?)^```$", guide, re.DOTALL | re.MULTILINE)
+    assert code
+    script, log = tmp_path / "validate.py", tmp_path / "audit.jsonl"
+    script.write_text(code[1])
+    shown = [line for line in re.findall(r'^\{"time".*\}$', guide, re.MULTILINE) if '"vault":' not in line]
+    command = [sys.executable, str(script), str(ROOT / "docs" / "audit-line.schema.json"), str(log)]
+    log.write_text("\n".join(shown))
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0
+    log.write_text('{"event": "something else"}\n')
+    assert subprocess.run(command, capture_output=True, check=False, timeout=60).returncode != 0

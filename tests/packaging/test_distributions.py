@@ -79,7 +79,7 @@ def test_the_source_distribution_has_no_litter(sdist: Path) -> None:
 def test_the_wheel_has_the_whole_package_its_types_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {name for name in names if not name.startswith(f"vault_middleware-{__version__}.dist-info/")}
-    assert package == tree("vault_middleware") | {"vault_middleware/py.typed"}
+    assert package == tree("vault_middleware") | {"vault_middleware/py.typed", "pytest_vault_middleware.py"}
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
