@@ -17,7 +17,12 @@ from vault_middleware.devstack import DevStack
 from .support import answers, eventually, serve
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "security.md", *sorted((ROOT / "docs" / "frameworks").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "index.md",
+    ROOT / "docs" / "security.md",
+    *sorted((ROOT / "docs" / "frameworks").glob("*.md")),
+]
 
 #: ``<!-- run -->`` over a block that defines `app`, ``<!-- run: manager -->`` over a script.
 MARKED = re.compile(r"^<!-- run(: manager)? -->\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
