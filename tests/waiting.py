@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -37,8 +38,9 @@ def in_threads(number: int, work: Callable[[int], T]) -> list[T]:
     threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(number)]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + 60
     for thread in threads:
-        thread.join(60)
+        thread.join(max(0.0, deadline - time.monotonic()))
     if errors:
         raise errors[0]
     assert len(results) == number, "a thread hangs"

@@ -100,18 +100,23 @@ def test_a_connection_that_comes_back_while_the_rotation_is_being_told_does_not_
 
 def test_overflow_and_places_are_counted_right_after_rotations_under_threads(manager: StubManager, make: Make) -> None:
     engine = make(pool_size=2, max_overflow=2, pool_timeout=20)
-    done = [0] * 6
+    at_work = set(range(1, 6))
 
     def work(index: int) -> bool:
-        """The first one rotates until each of the others has gone through some of it."""
-        while min(done[1:]) < 20:
-            if index == 0:
-                manager.rotate(CREDS)
-            else:
+        """The first one rotates for as long as one of the others goes through it."""
+        rotations = 0
+        while index == 0 and at_work:
+            manager.rotate(CREDS)
+            rotations += 1
+        if index == 0:
+            return rotations > 0
+        try:
+            for _ in range(20):
                 with engine.connect() as connection:
                     connection.execute(sa.text("SELECT 1"))
-            done[index] += 1
-        return done[0] > 0
+        finally:
+            at_work.remove(index)
+        return True
 
     assert all(in_threads(6, work))
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
