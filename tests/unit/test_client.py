@@ -528,12 +528,20 @@ def test_whether_a_token_is_valid_is_what_its_look_up_says(server: ScriptedServe
 
 
 def test_revoking_a_token_that_is_not_valid_any_more_is_no_error(server: ScriptedServer, make: Make) -> None:
-    server.on("*", answer(None, 204), answer({"errors": ["permission denied"]}, 403), answer({}, 500))
+    denied = answer({"errors": ["permission denied"]}, 403)
+    server.on("/v1/lotabots/auth/token/revoke-self", answer(None, 204), denied, answer({}, 500))
+    server.on("/v1/lotabots/auth/token/lookup-self", denied)
     client = make()
     client.revoke_token(a_token(), LONG)
     client.revoke_token(a_token(), LONG)
     fails(VaultUnavailable, lambda: client.revoke_token(a_token(), LONG))
-    assert {request.path for request in server.requests} == {"/v1/lotabots/auth/token/revoke-self"}
+
+
+def test_a_policy_that_does_not_let_a_token_revoke_itself_is_named(server: ScriptedServer, make: Make) -> None:
+    server.on("/v1/lotabots/auth/token/revoke-self", answer({"errors": ["permission denied"]}, 403))
+    server.on("/v1/lotabots/auth/token/lookup-self", answer({"data": {}}))
+    refused = fails(VaultUnavailable, lambda: make().revoke_token(a_token(), LONG))
+    assert 'path "auth/token/revoke-self" { capabilities = ["update"] }' in str(refused)
 
 
 # -- the server's health
