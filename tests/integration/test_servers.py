@@ -12,7 +12,7 @@ import pytest
 
 from vault_middleware.devstack import DevStack
 
-from .support import answers, eventually, serve
+from .support import Running, answers, eventually, serve
 
 HERE = Path(__file__).parent
 PATIENCE = 30.0
@@ -86,12 +86,24 @@ class Load:
             thread.join(PATIENCE)
 
 
+def wait_for_workers(server: Server, running: Running) -> None:
+    """Until every worker has answered: a master that is stopped while it starts them may wait for them for ever."""
+    seen: set[str] = set()
+
+    def all_have_answered() -> bool:
+        if answers(running):
+            seen.add(httpx.get(f"{running.url}/pid", trust_env=False).text)
+        return len(seen) == (2 if "--workers" in server.command else 1)
+
+    eventually(all_have_answered, "every worker to answer", PATIENCE)
+
+
 @pytest.mark.parametrize("server", SERVERS, ids=str)
 def test_a_stop_under_load_leaves_no_lease_and_no_database_user(
     server: Server, stack: DevStack, tmp_path: Path
 ) -> None:
     with serve(server.command, stack, tmp_path, root=HERE) as running:
-        eventually(lambda: answers(running), "the server to answer", PATIENCE)
+        wait_for_workers(server, running)
         load = Load(running.url)
         try:
             load.wait_for_requests(60)
@@ -114,7 +126,7 @@ def test_without_its_hook_the_lease_stays_and_this_would_be_seen(
     server: Server, stack: DevStack, tmp_path: Path
 ) -> None:
     with serve(server.command, stack, tmp_path, root=HERE, TEST_WITHOUT_HOOKS="1") as running:
-        eventually(lambda: answers(running), "the server to answer", PATIENCE)
+        wait_for_workers(server, running)
         assert httpx.get(f"{running.url}/who", trust_env=False, timeout=20).text.startswith("v-")
         left = set(stack.leases())
         running.process.send_signal(signal.SIGTERM)
