@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ UVICORN = ("uvicorn", "--port", "{port}", "--log-level", "warning")
 GUNICORN = ("gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "2", "--log-level", "warning")
 GRANIAN = ("granian", "--port", "{port}", "--workers", "2", "--log-level", "warning")
 
+#: What ends a process of multiprocessing: from Python 3.13 it runs atexit too, and first.
+WORKER_END = "atexit" if sys.version_info >= (3, 13) else "finalize"
+
 SERVERS = [
     Server("uvicorn", (*UVICORN, "gateways:asgi"), "lifespan"),
     Server("uvicorn without lifespan", (*UVICORN, "--lifespan", "off", "gateways:asgi"), "sigterm"),
@@ -41,7 +45,7 @@ SERVERS = [
     Server("gunicorn gthread", (*GUNICORN, "--worker-class", "gthread", "--threads", "4", "gateways:wsgi"), "atexit"),
     Server("waitress", ("waitress-serve", "--listen", "127.0.0.1:{port}", "gateways:wsgi"), "sigterm"),
     Server("granian ASGI", (*GRANIAN, "--interface", "asgi", "gateways:asgi"), "lifespan"),
-    Server("granian WSGI", (*GRANIAN, "--interface", "wsgi", "gateways:wsgi"), "finalize"),
+    Server("granian WSGI", (*GRANIAN, "--interface", "wsgi", "gateways:wsgi"), WORKER_END),
 ]
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 __all__ = ["CELLS", "REPRESENTATIVE", "Cell"]
+
+
+#: What ends a process of multiprocessing: from Python 3.13 it runs atexit too, and first.
+WORKER_END = frozenset({"atexit" if sys.version_info >= (3, 13) else "finalize"})
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,13 @@ def _asgi(application: str, target: str) -> list[Cell]:
             application,
             "hypercorn --workers 2",
             (*HYPERCORN, "--workers", "2", target),
-            lifespan if has_lifespan else frozenset({"finalize"}),
+            lifespan if has_lifespan else WORKER_END,
         ),
         Cell(
             application,
             "granian (ASGI)",
             (*GRANIAN, "--interface", "asgi", target),
-            lifespan if has_lifespan else frozenset({"finalize"}),
+            lifespan if has_lifespan else WORKER_END,
         ),
     ]
 
@@ -83,7 +88,7 @@ def _wsgi(application: str, target: str) -> list[Cell]:
             application,
             "granian (WSGI)",
             (*GRANIAN, "--interface", "wsgi", *(("--factory",) if factory else ()), plain),
-            frozenset({"finalize"}),
+            WORKER_END,
         ),
         Cell(application, "uWSGI --enable-threads", uwsgi, atexit),
     ]
