@@ -1,10 +1,9 @@
 """The ways in which a process ends, and a call on each of them, so that a stop leaves nothing behind.
 
 No single hook runs under every server. Measured: ``atexit`` runs at SIGTERM under gunicorn and uWSGI; granian's and
-hypercorn's worker processes end by ``multiprocessing``, which runs its own finalizers instead, and from
-Python 3.13 ``atexit`` before them; waitress leaves
-SIGTERM to its default, which runs nothing; uvicorn, also each of its workers, puts the default back and raises the signal
-again when it is done, which runs nothing either.
+hypercorn's worker processes end by ``multiprocessing``, which runs its own finalizers instead, and from Python 3.13
+``atexit`` before them; waitress leaves SIGTERM to its default, which runs nothing; uvicorn, also each of its workers, puts
+the default back and raises the signal again when it is done, which runs nothing either.
 """
 
 from __future__ import annotations
