@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 
 from vault_middleware.devstack import DevStack
+
+# An example's time says more about the machine than about the code.
+hypothesis.settings.register_profile("machines are noisy", deadline=None)
+hypothesis.settings.load_profile("machines are noisy")
 
 
 @pytest.fixture(scope="session")
