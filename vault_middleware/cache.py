@@ -12,13 +12,14 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from operator import itemgetter
 from typing import Final, NamedTuple
 
-from .errors import SecretError, VaultMiddlewareError
+from .errors import SecretAccessDenied, SecretError, VaultMiddlewareError
 from .holds import Holds
 from .secret import Secret
 
-__all__ = ["Entry", "Flight", "Key", "Outcome", "SecretCache"]
+__all__ = ["Entry", "Flight", "Key", "Outcome", "SecretCache", "folder"]
 
 #: A path, or (path, version) for a version that was asked for.
 Key = str | tuple[str, int]
@@ -29,6 +30,10 @@ MAX_REFUSALS, MAX_REFUSAL_BYTES = 131_072, 64 * 1024 * 1024
 
 #: What remembering one takes in bytes, beside its texts (measured).
 _REFUSAL: Final = 330
+
+#: Who reads a secret again so long after it was fetched, in seconds, has come back to it. (One that was refreshed was
+#: fetched after it was last read.)
+COME_BACK: Final = 1.0
 
 #: How many different wordings of refusals are kept; far fewer are in use.
 _MAX_WORDINGS: Final = 256
@@ -50,6 +55,8 @@ class Entry:
         The audit line's part about this secret, rendered once.
     fetched
         When the request for it was sent.
+    last_read
+        When it was last handed out without a fetch for it; ``fetched`` itself where that never was.
     """
 
     __slots__ = ("fetched", "fragment", "fresh_until", "holds", "last_read", "secret", "stale_until")
@@ -169,25 +176,27 @@ class SecretCache:
             return True
 
     def _evict(self) -> None:
-        """Forget the least recently read static entry of the fullest folder.
+        """Forget the least recently read static entry of the fullest folder, of those first that nobody came back to.
 
-        So names that someone makes up below ``shared/`` push out each other, and nothing of another folder.
+        So names that someone makes up below ``shared/`` push out each other: nothing of another folder, and nothing below
+        ``shared/`` that is in use.
         """
         fullest = max(self._folders, key=self._folders.__getitem__)
-        oldest = min(
-            (key for key, entry in self.entries.items() if entry.holds is None and _folder(key) == fullest),
-            key=lambda key: self.entries[key].last_read,
+        there = (
+            (not 0.0 <= entry.last_read - entry.fetched < COME_BACK, entry.last_read, key)
+            for key, entry in self.entries.items()
+            if entry.holds is None and folder(key) == fullest
         )
+        _, _, oldest = min(there, key=itemgetter(0, 1))
         del self.entries[oldest]
         self._count(oldest, -1)
 
     def _count(self, key: Key, more: int) -> None:
         """There is one static entry more (1) or less (-1)."""
-        folder = _folder(key)
         self._static += more
-        self._folders[folder] += more
-        if not self._folders[folder]:
-            del self._folders[folder]
+        self._folders[folder(key)] += more
+        if not self._folders[folder(key)]:
+            del self._folders[folder(key)]
 
     # -- refusals
 
@@ -221,6 +230,12 @@ class SecretCache:
         """Give back the memory of refusals that have run out."""
         with self._lock:
             for key in [key for key, refusal in self._refusals.items() if refusal.until <= now]:
+                self._forget_refusal(key)
+
+    def forget_denials(self) -> None:
+        """The token turned out to be invalid: that it was denied something says nothing of the next one."""
+        with self._lock:
+            for key in [key for key, refusal in self._refusals.items() if refusal.kind is SecretAccessDenied]:
                 self._forget_refusal(key)
 
     def _forget_refusal(self, key: Key) -> None:
@@ -277,7 +292,7 @@ class SecretCache:
         return f"SecretCache({len(self.entries)} entries)"
 
 
-def _folder(key: Key) -> str:
+def folder(key: Key) -> str:
     """All but the last segment of the path."""
     return (key if isinstance(key, str) else key[0]).rpartition("/")[0]
 

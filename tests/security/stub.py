@@ -28,7 +28,7 @@ class Asked:
 
     def __call__(self, operation: str, method: str, path: str, **_rest: Any) -> Answer:
         endpoint = endpoint_of(method, path)
-        if endpoint in ("kv1", "kv2", "lease", "mount"):
+        if endpoint in ("kv1", "kv2", "lease", "mount", "lookup_token"):
             self.paths.append(path)
         status, body = self._answering(endpoint, path) or (200, self._vault.good(endpoint, unquote(path)) or {})
         return Answer(status, body, time.monotonic(), {})

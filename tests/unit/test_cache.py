@@ -95,6 +95,18 @@ def test_the_least_recently_read_static_entry_makes_room(cache: SecretCache) -> 
     assert keys(cache) == {"a", "b", "d"}
 
 
+def test_what_nobody_came_back_to_makes_room_before_what_is_in_use(cache: SecretCache) -> None:
+    def put(name: str, fetched: float, read: float) -> None:
+        secret = Secret(name, {"value": CANARY})
+        cache.put(name, Entry(secret, fetched=fetched, fresh_until=300.0, stale_until=300.0, last_read=read))
+
+    put("a", fetched=0.0, read=1.0)
+    put("refreshed", fetched=2.0, read=1.0)
+    for number in range(9):
+        put(f"made-up-{number}", fetched=3.0 + number, read=3.5 + number)
+    assert keys(cache) == {"a", "refreshed", "made-up-8"}
+
+
 def test_replacing_an_entry_makes_no_other_give_way(cache: SecretCache) -> None:
     for name in "abc":
         cache.put(name, static(name))

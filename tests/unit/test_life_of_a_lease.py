@@ -374,6 +374,22 @@ def test_one_lease_more_than_the_limit_is_refused_before_it_is_made() -> None:
     assert world.creds(path="database/creds/b")
 
 
+def test_one_folder_takes_no_more_than_three_quarters_of_the_places() -> None:
+    world = World(max_leases=8, lease_idle_ttl=50)
+    for number in range(6):
+        world.creds(path=f"database/creds/{number}")
+    with pytest.raises(LeaseLimitReached, match="the 6 of 8 that one folder may have"):
+        world.creds(path="database/creds/made-up")
+    world.creds(path="other/creds/a")
+    world.creds(path="other/creds/b")
+    with pytest.raises(LeaseLimitReached, match="the 8 that this process may hold"):
+        world.creds(path="third/creds/a")
+    assert world.client.count("read") == 8
+    world.run(200)  # nobody reads them: they are given back, and so are their places
+    for number in range(6):
+        world.creds(path=f"third/creds/{number}")
+
+
 def test_the_place_of_a_lease_that_did_not_come_or_has_ended_is_free_again() -> None:
     world = World(max_leases=1, lease_idle_ttl=10)
     world.client.then("read", AILS)

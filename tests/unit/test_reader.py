@@ -234,6 +234,41 @@ def test_a_second_refusal_after_the_new_log_in_is_final(world: World) -> None:
     assert world.client.count("token_is_valid") == 1
 
 
+def test_made_up_names_that_are_denied_share_a_look_up_a_second(world: World) -> None:
+    world.fetches = None
+    world.client.then("read", *[Forbidden()] * 30)
+    for number in range(30):
+        with pytest.raises(SecretAccessDenied):
+            world.value(f"shared/made-up-{number}")
+        world.clock.now += 0.1
+    assert world.client.count("read") == 30
+    assert world.client.count("token_is_valid") == 3
+
+
+def test_a_secret_that_was_there_is_denied_only_after_a_look_up_of_its_own(world: World) -> None:
+    world.fetches = None
+    world.value()
+    world.client.then("read", Forbidden())
+    with pytest.raises(SecretAccessDenied):
+        world.value("shared/made-up")
+    world.client.revoke_outside("token-1")
+    assert world.read(KEY, fresh=True).secret["value"] == "one"
+    assert world.client.count("log_in") == 2
+
+
+def test_what_a_token_was_denied_is_forgotten_with_it(world: World) -> None:
+    world.fetches = None
+    world.value()
+    world.client.then("read", Forbidden(), Forbidden())
+    for path in ("shared/made-up", KEY + "-2"):  # the second takes the first one's look-up at its word
+        with pytest.raises(SecretAccessDenied):
+            world.value(path)
+    world.client.revoke_outside("token-1")
+    world.read(KEY, fresh=True)
+    world.client.data[KEY + "-2"] = {"value": "two"}
+    assert world.value(KEY + "-2") == "two"
+
+
 def test_many_who_are_refused_at_once_make_one_look_up(world: World) -> None:
     entered, go = threading.Event(), threading.Event()
     session = world.engine.session

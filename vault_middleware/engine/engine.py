@@ -28,7 +28,7 @@ from .gate import Gate
 from .keeper import Keeper
 from .leases import Leases
 from .reader import Callback, Reader
-from .session import Session
+from .session import Generation, Session
 from .statics import FORK_SPREAD, Statics
 
 __all__ = ["Engine"]
@@ -106,6 +106,7 @@ class Engine:
             suspect=self.breaker.suspect,
             server_down=self._is_down,
         )
+        self.session.died = self._token_died
         self.statics = Statics(
             config,
             self.cache,
@@ -241,6 +242,10 @@ class Engine:
 
     def _is_down(self) -> bool:
         return self.breaker.down
+
+    def _token_died(self, generation: Generation) -> None:
+        self.cache.forget_denials()
+        self.keeper.generation_died(generation)
 
     def _server_lost(self) -> None:
         """Let everyone who waits go on: with the stale value, or an error at once."""

@@ -147,14 +147,14 @@ class Gate:
 
     def _hand_over(self, entry: Entry, outcome: str, now: float, by: Reading) -> Entry:
         """Count and audit; the value goes out only if the audit line could be written."""
-        entry.last_read = now
-        if outcome == "hit":
-            self._hit()
-        elif outcome == "miss":
+        if outcome == "miss":
+            entry.last_read = max(entry.last_read, entry.fetched)
             self._metrics.miss()
         else:
+            entry.last_read = now
             self._hit()
-            self._metrics.stale()
+            if outcome == "stale":
+                self._metrics.stale()
         until = entry.stale_until if outcome == "stale" else entry.fresh_until
         try:
             self._access(by.context, entry.fragment, outcome, until - now)

@@ -25,16 +25,19 @@ class Generation:
         A newer generation has taken over; this one is kept for the sake of its leases, and revoked after the last.
     dead : bool
         The server does not know the token any more; its leases are gone with it.
+    valid_at : float
+        When the last look-up began that found the token valid, on the monotonic clock in seconds.
     readers : int
         Reads under way with the token, each of which may bring one more lease; counted under the session's lock.
     """
 
-    __slots__ = ("backoff", "dead", "granted", "leases", "readers", "retired", "task", "token")
+    __slots__ = ("backoff", "dead", "granted", "leases", "readers", "retired", "task", "token", "valid_at")
 
     def __init__(self, token: Token) -> None:
         self.token = token
         self.granted = token.lease_duration
         self.leases: set[Leased] = set()
+        self.valid_at = float("-inf")
         self.readers = 0
         self.retired = False
         self.dead = False

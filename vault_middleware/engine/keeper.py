@@ -63,7 +63,6 @@ class Keeper:
         leases.tend = self.tend
         session.replaced = self._generation_replaced
         session.extended = leases.extend_all
-        session.died = self._generation_died
 
     def tend(self, leased: Leased) -> float | None:
         """Renew, replace, revoke or let go of *leased*, as the moment demands; when to look again (monotonic seconds)."""
@@ -141,7 +140,7 @@ class Keeper:
     ) -> float | None:
         if forbidden and not self._token_lives(leased):
             self._failed(leased, failure, retry_in=None)
-            return None  # the lease died with its token; see _generation_died
+            return None  # the lease died with its token; see generation_died
         if not gone and not forbidden:
             return self._again(leased, failure)
         self._leases.renewals_refused = forbidden
@@ -266,7 +265,7 @@ class Keeper:
             if not leased.holds.draining:
                 self._renewer.schedule(leased.task, now)
 
-    def _generation_died(self, generation: Generation) -> None:
+    def generation_died(self, generation: Generation) -> None:
         """The token is gone, and its leases with it: none is handed out any more, and those in use are issued again."""
         for leased in list(generation.leases):
             wanted = not leased.holds.draining

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..cache import Entry, SecretCache
+from ..cache import Entry, SecretCache, folder
 from ..config import SecretConfig
 from ..errors import LeaseLimitReached
 from ..events import Emit, LeaseRotated
@@ -90,7 +91,9 @@ class Leases:
         self.renewals_refused = False
         self._lock = threading.Lock()
         self._live: dict[Holds, Leased] = {}
-        self._reserved = 0
+        #: How many places each folder takes: leases that live, and reads under way that may bring one.
+        self._folders: Counter[str] = Counter()
+        self._places = 0
 
     def live(self) -> list[Leased]:
         """Every lease that has not ended, current and draining."""
@@ -123,22 +126,35 @@ class Leases:
         Raises
         ------
         LeaseLimitReached
-            There are ``VAULT_MAX_LEASES`` already.
+            There are ``VAULT_MAX_LEASES`` already, or three quarters of them in the folder of *path*.
         """
+        most = self._config.max_leases
+        share = most - most // 4
         with self._lock:
-            room = len(self._live) + self._reserved < self._config.max_leases
-            self._reserved += room
-        if not room:
-            raise LeaseLimitReached(
-                path,
-                f"a lease for {path!r} would be one more than the {self._config.max_leases} that this process may hold; "
-                "raise VAULT_MAX_LEASES, or read fewer different dynamic secrets",
-            )
+            if self._places >= most:
+                full = f"the {most} that this process may hold"
+            elif self._folders[folder(path)] >= share:
+                full = f"the {share} of {most} that one folder may have"
+            else:
+                self._count(path, 1)
+                return
+        raise LeaseLimitReached(
+            path,
+            f"a lease for {path!r} would be one more than {full}; "
+            "raise VAULT_MAX_LEASES, or read fewer different dynamic secrets",
+        )
 
-    def release_reservation(self) -> None:
+    def release_reservation(self, path: str) -> None:
         """Give the reserved place back, whether the lease came to be or not."""
         with self._lock:
-            self._reserved -= 1
+            self._count(path, -1)
+
+    def _count(self, path: str, more: int) -> None:
+        """One place more (1) or less (-1) is taken; under the lock."""
+        self._places += more
+        self._folders[folder(path)] += more
+        if not self._folders[folder(path)]:
+            del self._folders[folder(path)]
 
     # -- what is served
 
@@ -183,6 +199,7 @@ class Leases:
         )
         with self._lock:
             self._live[leased.holds] = leased
+            self._count(path, 1)
         generation.leases.add(leased)
         return leased
 
@@ -292,7 +309,8 @@ class Leases:
         """*leased* is over: nothing of it is served, renewed or counted any more."""
         leased.ended = True
         with self._lock:
-            self._live.pop(leased.holds, None)
+            if self._live.pop(leased.holds, None) is not None:
+                self._count(leased.path, -1)
         self.withdraw(leased)
         leased.generation.leases.discard(leased)
         self._ended(leased.generation)

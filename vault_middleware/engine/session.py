@@ -117,13 +117,17 @@ class Session:
                 generation.readers -= 1
             self.released(generation)
 
-    def is_valid(self, generation: Generation, timeout: float) -> bool:
+    def is_valid(self, generation: Generation, timeout: float, *, lately: float = 0.0) -> bool:
         """Whether the server still knows the token; one look-up at a time, which everyone who asks shares.
 
-        A token that is not valid any more is dead from here on, and its leases with it.
+        One that began less than *lately* seconds ago will do. A token that is not valid any more is dead from here on, and
+        its leases with it.
         """
         if generation.dead:
             return False
+        asked = self._clock()
+        if asked - generation.valid_at < lately:
+            return True
         with self._lock:
             lookup = self._lookups.get(generation)
             mine = lookup is None
@@ -140,6 +144,8 @@ class Session:
                     del self._lookups[generation]
                 if answer is False:
                     self._bury(generation)
+                elif answer is True:
+                    generation.valid_at = asked
                 lookup.set_result(answer)
         return _shared(lookup, timeout)
 
