@@ -66,6 +66,7 @@ def reads() -> tuple[list[Figure], dict[str, float]]:
                     "outside, buffered": (lambda: buffered.get_secret(STATIC), 5_000),
                     "outside, strict": (lambda: strict.get_secret(STATIC), 5_000),
                     "hand-written": (lambda: peer.get_secret(STATIC), 3_000),
+                    "hand-written, a request": (lambda: peer.get_secret(STATIC, dict(SCOPE)), 3_000),
                     "aws cache": (lambda: aws.get_secret(STATIC), 5_000),
                     "os.write": (_writes(folder), 5_000),
                 },
@@ -118,7 +119,8 @@ def _figures(found: dict[str, float], everything: float) -> list[Figure]:
         return f"{in_floors[name]:.1f} × ({found[name]:.0f} ns)"
 
     repeat, buffered, strict = in_floors["repeat"], in_floors["first, buffered"], in_floors["first, strict"]
-    faster = found["hand-written"] / found["first, strict"]
+    by_hand = found["hand-written, a request"]
+    faster = by_hand / found["first, strict"]
     outside = in_floors["outside, strict"]
     return [
         Figure("lock-free TTL read, the unit", "", f"{floor:.0f} ns", None),
@@ -142,15 +144,17 @@ def _figures(found: dict[str, float], everything: float) -> list[Figure]:
             "≤ 8",
             f"{everything / floor:.1f} × ({everything:.0f} ns)",
             everything / floor <= 8,
-            f"the request's id, client and path are rendered and bounded once a request; {write}, and ten lines share one",
+            "the request's id, client and path are found, bounded and rendered once a request, and a line for each secret; "
+            f"{write}, which some 150 lines share here",
         ),
         Figure("first read, strict, to a file", "≤ 18", times("first, strict"), strict <= 18, write),
         Figure(
             "the same, times faster than written by hand",
             "≥ 6",
-            f"{faster:.1f} ({found['hand-written']:.0f} ns by hand)",
+            f"{faster:.1f} ({by_hand:.0f} ns by hand)",
             faster >= 6,
-            f"{write}, which both pay; the rest of ours is {found['first, strict'] - found['os.write']:.0f} ns",
+            f"{write}, which both pay; the rest of ours is {found['first, strict'] - found['os.write']:.0f} ns. By hand without "
+            f"a look at the request, its line's part about it a constant, it is {found['hand-written']:.0f} ns",
         ),
         Figure("read outside a request, strict", "≤ 20", times("outside, strict"), outside <= 20, write),
         Figure(

@@ -288,6 +288,8 @@ class Holder:
 class Lines:
     """An audit sink that keeps its lines; ``failure`` is what it fails with, as long as that is set."""
 
+    most = 4096
+
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
         self.failure: Exception | None = None

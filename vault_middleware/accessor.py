@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Final, Protocol
+from typing import Final
 
 from .cache import Entry, Key
 from .engine.repeats import Repeat
@@ -15,36 +15,15 @@ from .errors import AccessorClosed
 from .holds import Holds
 from .manager import SecretsManager
 from .secret import DynamicSecret, Secret
-from .telemetry.audit import Context
+from .telemetry.audit import Context, Identity
 
-__all__ = ["Identity", "RequestSecrets", "activate", "current_secrets", "deactivate"]
+__all__ = ["RequestSecrets", "activate", "current_secrets", "deactivate"]
 
 _current: ContextVar[RequestSecrets] = ContextVar("vault_middleware.secrets")
 
 
-class Identity(Protocol):
-    """Who asks: what the audit line says of a request. Looked at only when something is read."""
-
-    @property
-    def request_id(self) -> str | None: ...
-
-    @property
-    def client(self) -> str | None: ...
-
-    @property
-    def method(self) -> str | None: ...
-
-    @property
-    def place(self) -> tuple[str, str] | None:
-        """``("route", "/items/{id}")``, else ``("path", "/items/7")``."""
-
-    def settle(self) -> None:
-        """Keep what the properties need, and let go of the request: the line about it may be written after its end."""
-
-
 #: How long a request goes on with a stale value before it asks again whether the server is back, in seconds.
 STALE_PIN = 1.0
-
 
 #: Held while what a request has pinned changes in more than one place; not by a read that hits. It can be taken again by
 #: its thread, as the garbage collector may close what was left open at any time.

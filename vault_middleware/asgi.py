@@ -12,7 +12,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .accessor import RequestSecrets, activate, deactivate
 from .config import SecretConfig
 from .errors import ConfigurationError, VaultMiddlewareError
-from .guards import ASGIGuard
 from .manager import SecretsManager
 from .web import ASGIIdentity, error_response
 
@@ -57,7 +56,11 @@ class VaultMiddleware:
         handle_errors: bool = False,
         tripwire: str | None = None,
     ) -> None:
-        self.app = app if tripwire is None else ASGIGuard(app, tripwire, lambda: self.manager)
+        self.app = app
+        if tripwire is not None:
+            from .guards import ASGIGuard  # noqa: PLC0415 (of no use to most)
+
+            self.app = ASGIGuard(app, tripwire, lambda: self.manager)
         self._handle_errors = handle_errors
         self._owns_manager = manager is None
         self._manager = manager

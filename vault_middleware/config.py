@@ -179,7 +179,9 @@ class SecretConfig:
         parsing.choice("eager", "lazy"), "eager", "`eager`: log in and prefetch before serving; `lazy`: at first use"
     )
     startup_timeout: float = _setting(_POSITIVE, "30s", "how long an eager start keeps trying before it fails")
-    max_leases: int = _setting(parsing.whole(1, 1_000_000), "256", "the most live leases of this process")
+    max_leases: int = _setting(
+        parsing.whole(1, 1_000_000), "256", "the most live leases of this process; three quarters of them in one folder"
+    )
     lease_min_validity: float = _setting(
         _DURATION, "1s", "a leased value with less left is not handed out: it is replaced first"
     )

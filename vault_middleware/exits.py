@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import atexit
 import signal
+import sys
 import threading
 from collections.abc import Callable
-from multiprocessing.util import Finalize
 from types import FrameType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from multiprocessing.util import Finalize
 
 __all__ = ["ExitHooks"]
 
@@ -47,7 +50,10 @@ class ExitHooks:
         """Be called when the interpreter ends; of this process, so again after a fork."""
         self.remove()
         atexit.register(self._at_exit)
-        self._finalize = Finalize(None, self._at_finalize, exitpriority=_FIRST)
+        if "multiprocessing.process" in sys.modules:  # only then can this be one of its processes
+            from multiprocessing.util import Finalize  # noqa: PLC0415 (an eighth of our whole import)
+
+            self._finalize = Finalize(None, self._at_finalize, exitpriority=_FIRST)
 
     def remove(self) -> None:
         """Be called no more."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from typing import Any
 
 from .errors import LeaseLimitReached, SecretUnavailable, VaultMiddlewareError
+from .telemetry.audit import Described
 
 __all__ = ["ASGIIdentity", "WSGIIdentity", "error_response"]
 
@@ -62,38 +63,22 @@ class ASGIIdentity:
         """See :func:`request_id`; one and the same, whichever thread asks first."""
         if not self._ids:
             self.settle()
-            headers = self._told[1] or ()
-            told = dict(headers)
-            found, trace = told.get(b"x-request-id"), told.get(b"traceparent")
-            if found is None and trace is None:  # a server that leaves names as they came
-                told = {name.lower(): value for name, value in headers}
-                found, trace = told.get(b"x-request-id"), told.get(b"traceparent")
-            self._ids.append(request_id(_text(found), _text(trace)))
+            self._ids.append(_asgi_request_id(self._told[1] or ()))
         return self._ids[0]
 
-    @property
-    def client(self) -> str | None:
-        """The address that the server saw."""
+    def described(self) -> Described:
+        """Its id, the address that the server saw, the method or ``WEBSOCKET``, and the route if it is told, else the path."""
         if self._scope is not None:
             self.settle()
-        client = self._told[2]
-        return client[0] if client else None
-
-    @property
-    def method(self) -> str | None:
-        """The HTTP method, or ``WEBSOCKET``."""
-        if self._scope is not None:
-            self.settle()
-        return "WEBSOCKET" if self._told[0] == "websocket" else self._told[3]
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """The route where the framework tells it, else the path."""
-        if self._scope is not None:
-            self.settle()
-        if self._route is not None and isinstance(path := getattr(self._route, "path", None), str):
-            return "route", path
-        return "path", str(self._told[4] or "")
+        kind, headers, client, method, path = self._told
+        ids = self._ids
+        if not ids:
+            ids.append(_asgi_request_id(headers or ()))
+        if self._route is not None and isinstance(route := getattr(self._route, "path", None), str):
+            place = "route", route
+        else:
+            place = "path", path if type(path) is str else str(path or "")
+        return ids[0], client[0] if client else None, "WEBSOCKET" if kind == "websocket" else method, place
 
 
 class WSGIIdentity:
@@ -123,27 +108,18 @@ class WSGIIdentity:
             self._ids.append(request_id(*self._told[0]))
         return self._ids[0]
 
-    @property
-    def client(self) -> str | None:
-        """The address that the server saw."""
-        if self._environ is not None:
-            self.settle()
-        return self._told[1]
+    def described(self) -> Described:
+        """Its id, the address that the server saw, the method, and the path below the server's root.
 
-    @property
-    def method(self) -> str | None:
-        """The HTTP method."""
+        WSGI has the path's bytes as Latin-1, whatever they are.
+        """
         if self._environ is not None:
             self.settle()
-        return self._told[2]
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """The path below the server's root; WSGI has its bytes as Latin-1, whatever they are."""
-        if self._environ is not None:
-            self.settle()
-        path = "".join(self._told[3])
-        return "path", path.encode("latin-1", "replace").decode("utf-8", "replace")
+        _, client, method, parts = self._told
+        path = "".join(parts)
+        if not path.isascii():
+            path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+        return self.request_id, client, method, ("path", path)
 
 
 def error_response(error: VaultMiddlewareError) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -156,5 +132,12 @@ def error_response(error: VaultMiddlewareError) -> tuple[int, list[tuple[str, st
     return status, headers, text
 
 
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")
+def _asgi_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """See :func:`request_id`."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            if len(value) <= 128 and value.replace(b"-", b"").isalnum():  # hex digits or a UUID, as nearly always
+                return value.decode("ascii")
+            break
+    told = {name.lower(): value.decode("latin-1") for name, value in headers}  # some servers leave names as they came
+    return request_id(told.get(b"x-request-id"), told.get(b"traceparent"))

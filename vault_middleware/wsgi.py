@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from .accessor import RequestSecrets, activate, deactivate
 from .config import SecretConfig
 from .errors import VaultMiddlewareError
-from .guards import WSGIGuard
 from .manager import SecretsManager
 from .web import WSGIIdentity, error_response
 
@@ -40,27 +38,34 @@ class VaultWSGIMiddleware:
         handle_errors: bool = False,
         tripwire: str | None = None,
     ) -> None:
-        self.app = app if tripwire is None else WSGIGuard(app, tripwire, lambda: self.manager)
+        self.app = app
+        if tripwire is not None:
+            from .guards import WSGIGuard  # noqa: PLC0415 (of no use to most)
+
+            self.app = WSGIGuard(app, tripwire, lambda: self.manager)
         self.manager = SecretsManager(config) if manager is None else manager
         self._handle_errors = handle_errors
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        secrets = RequestSecrets(self.manager, WSGIIdentity(environ))
-        outer = environ.get("vault_middleware.secrets"), environ.get("vault_middleware.manager")
+        manager = self.manager
+        secrets = RequestSecrets(manager, WSGIIdentity(environ))
+        outer = None
+        if "vault_middleware.secrets" in environ:
+            outer = environ["vault_middleware.secrets"], environ.get("vault_middleware.manager")
         environ["vault_middleware.secrets"] = secrets
-        environ["vault_middleware.manager"] = self.manager
-        end = partial(_end, secrets, activate(secrets), environ, outer)
+        environ["vault_middleware.manager"] = manager
+        body = _Body(secrets, activate(secrets), environ, outer, start_response if self._handle_errors else None)
         failure: VaultMiddlewareError
         try:
-            body = self.app(environ, start_response)
-            return _Body(body, end, start_response if self._handle_errors else None)
+            body.inner = self.app(environ, start_response)
+            return body
         except VaultMiddlewareError as error:
-            end()
+            body.close()
             if not self._handle_errors:
                 raise
             failure = error
         except BaseException:
-            end()
+            body.close()
             raise
         return [_answer(failure, start_response)]
 
@@ -75,35 +80,36 @@ def _answer(failure: VaultMiddlewareError, start_response: StartResponse) -> byt
     return body
 
 
-def _end(
-    secrets: RequestSecrets, token: Token[RequestSecrets], environ: WSGIEnvironment, outer: tuple[object, object]
-) -> None:
-    deactivate(token)
-    secrets.close()
-    if outer[0] is not None:  # a middleware around this one, whose environ this is too
-        environ["vault_middleware.secrets"], environ["vault_middleware.manager"] = outer
-
-
 class _Body:
     """The response's body, whose end is the end of the request: the server calls ``close`` when it has been sent."""
 
-    __slots__ = ("_body", "_end", "_start_response")
+    __slots__ = ("_environ", "_outer", "_secrets", "_start_response", "_token", "inner")
 
     def __init__(
-        self, body: Iterable[bytes], end: Callable[[], None], start_response: StartResponse | None = None
+        self,
+        secrets: RequestSecrets,
+        token: Token[RequestSecrets],
+        environ: WSGIEnvironment,
+        outer: tuple[object, object] | None,
+        start_response: StartResponse | None,
     ) -> None:
-        self._body = body
-        self._end = end
+        self._secrets = secrets
+        self._token = token
+        self._environ = environ
+        # What a middleware around this one, whose environ this is too, has put there.
+        self._outer = outer
         self._start_response = start_response
+        #: The application's own body.
+        self.inner: Iterable[bytes] = ()
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._body) if self._start_response is None else self._answering_errors(self._start_response)
+        return iter(self.inner) if self._start_response is None else self._answering_errors(self._start_response)
 
     def _answering_errors(self, start_response: StartResponse) -> Iterator[bytes]:
         """The body; an error of ours in it becomes the response, unless the server has sent something already."""
         failure: VaultMiddlewareError
         try:
-            yield from self._body
+            yield from self.inner
             return
         except VaultMiddlewareError as error:
             failure = error
@@ -112,8 +118,11 @@ class _Body:
     def close(self) -> None:
         """Close the body, and then the accessor, whatever the body's own close does."""
         try:
-            close = getattr(self._body, "close", None)
+            close = getattr(self.inner, "close", None)
             if close is not None:
                 close()
         finally:
-            self._end()
+            deactivate(self._token)
+            self._secrets.close()
+            if self._outer is not None:
+                self._environ["vault_middleware.secrets"], self._environ["vault_middleware.manager"] = self._outer

@@ -50,6 +50,8 @@ def invalid(line: dict[str, Any]) -> str:
 class Kept:
     """A sink that keeps the lines."""
 
+    most = 4096
+
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vault_middleware import events
 from vault_middleware.events import Event
 from vault_middleware.secret import DynamicSecret, Lease, Secret
-from vault_middleware.telemetry.audit import Audit
+from vault_middleware.telemetry.audit import Audit, Described
 
 #: Anything, with what breaks lines, JSON or bounds more often than chance would have it.
 HOSTILE = st.one_of(
@@ -31,9 +31,10 @@ class Who:
 
     def __init__(self, request_id: str | None, client: str | None, method: str | None, place: str) -> None:
         self.request_id = request_id
-        self.client = client
-        self.method = method
-        self.place = ("path", place)
+        self._described: Described = request_id, client, method, ("path", place)
+
+    def described(self) -> Described:
+        return self._described
 
     def settle(self) -> None:
         """There is nothing to let go of."""
@@ -43,6 +44,7 @@ class One:
     """A sink that takes exactly one line."""
 
     data = b""
+    most = 4096
 
     def write(self, data: bytes) -> int:
         assert not self.data

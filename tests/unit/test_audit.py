@@ -28,7 +28,7 @@ from vault_middleware.events import (
 )
 from vault_middleware.secret import DynamicSecret, Lease, Secret
 from vault_middleware.telemetry import buffer
-from vault_middleware.telemetry.audit import Audit
+from vault_middleware.telemetry.audit import Audit, Described
 from vault_middleware.telemetry.buffer import Buffer
 from vault_middleware.telemetry.sinks import Off
 
@@ -52,12 +52,17 @@ class Who:
     method: str | None = "GET"
     place: tuple[str, str] | None = ("route", "/orders/{id}")
 
+    def described(self) -> Described:
+        return self.request_id, self.client, self.method, self.place
+
     def settle(self) -> None:
         """There is nothing to let go of."""
 
 
 class Lines:
     """A sink in memory, which can be stuck."""
+
+    most = 4096
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []

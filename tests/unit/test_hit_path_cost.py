@@ -23,7 +23,7 @@ from vault_middleware.web import ASGIIdentity
 
 #: The bounds, and for the modes of the audit where they tell: a line is rendered on the reading thread only if strict.
 REPEAT, LEASE, NOTHING = 35, 86, 73
-FIRST = {"off": 169, "strict": 546, "buffered": 220}
+FIRST = {"off": 169, "strict": 510, "buffered": 220}
 OUTSIDE = {"off": 80, "strict": 193, "buffered": 107}
 
 ROOT = str(Path(vault_middleware.__file__).parent)

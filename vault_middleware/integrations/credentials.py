@@ -24,6 +24,7 @@ from ..accessor import RequestSecrets, current_secrets
 from ..errors import AccessorClosed
 from ..manager import SecretsManager
 from ..secret import DynamicSecret, Secret
+from ..telemetry.audit import Described
 
 __all__ = ["Credentials", "Held", "refused", "user_and_password"]
 
@@ -199,9 +200,11 @@ class _Asking:
     """Who opened the connection, for its audit line: copied, as the connection outlives the request."""
 
     request_id: str | None
-    client: str | None
-    method: str | None
-    place: tuple[str, str] | None
+    line: Described
+
+    def described(self) -> Described:
+        """As it was then."""
+        return self.line
 
     def settle(self) -> None:
         """It has let go of the request already."""
@@ -215,7 +218,7 @@ def _asking() -> _Asking | None:
         return None
     if identity is None:
         return None
-    return _Asking(identity.request_id, identity.client, identity.method, identity.place)
+    return _Asking(identity.request_id, identity.described())
 
 
 def _same(newest: Secret, other: Secret) -> bool:

@@ -22,7 +22,7 @@ from ..secret import DynamicSecret, Secret
 from .buffer import Buffer
 from .sinks import Off, Sink
 
-__all__ = ["Audit", "Context", "Identity"]
+__all__ = ["Audit", "Context", "Described", "Identity"]
 
 _log = logging.getLogger("vault_middleware")
 
@@ -53,24 +53,23 @@ _ACCESS = tuple(f'{start}"secret_access"' for start in _MILLISECONDS)
 R = TypeVar("R")
 
 
+#: What an audit line says of a request: its id, the client's address, the HTTP method, and where it goes:
+#: ``("route", "/items/{id}")``, else ``("path", "/items/7")``.
+Described = tuple[str | None, str | None, str | None, tuple[str, str] | None]
+
+
 class Identity(Protocol):
-    """Who asks."""
+    """Who asks. Looked at only when something is read."""
 
     @property
-    def request_id(self) -> str | None: ...
+    def request_id(self) -> str | None:
+        """What travels to Vault with a fetch, too."""
 
-    @property
-    def client(self) -> str | None: ...
-
-    @property
-    def method(self) -> str | None: ...
-
-    @property
-    def place(self) -> tuple[str, str] | None:
-        """``("route", "/items/{id}")``, else ``("path", "/items/7")``."""
+    def described(self) -> Described:
+        """What the audit line says of it."""
 
     def settle(self) -> None:
-        """Keep what the properties need, and let go of the request."""
+        """Keep what is to be described, and let go of the request: the line about it may be written after its end."""
 
 
 #: The part of a line about who asks: rendered, or (buffered) who it is, for the writer to render.
@@ -93,6 +92,8 @@ class Audit:
 
     Attributes
     ----------
+    context
+        Called as ``context(identity)``: the part about who asks, as :attr:`access` takes it.
     access
         Called as ``access(context, fragment, outcome, ttl_left)``, with what :meth:`context` and
         :meth:`secret_fragment` gave, for a secret that is about to be handed over. Raises :class:`AuditError`; then it
@@ -116,35 +117,37 @@ class Audit:
         self._buffer: Buffer | None = None
         self._write: Callable[[bytes], object] = sink.write
         self.access: Callable[[Context, str, str, float], object]
+        self.context: Callable[[Identity | None], Context] = self.context_fragment
         if self._off:
             self.access = _nothing
         elif mode == "buffered":
-            render = _access(wall, bytes)
-            known: tuple[Context, str] = ("", "")
-
-            def late(now: float, record: tuple[Any, ...]) -> bytes:
-                nonlocal known
-                if len(record) == 1:
-                    return bytes(record[0])
-                context, *rest = record
-                if context is not known[0]:  # the secrets of one request come one after the other
-                    known = context, self._rendered(context)
-                return render(known[1], *rest, now)
-
-            self._buffer = Buffer(sink, late, clock=clock, wall=wall)
+            self.context = self._context_to_keep
+            self._buffer = Buffer(sink, self._later(_access(wall, bytes)), clock=clock, wall=wall)
             self.access = self._write = self._buffer.put
         else:
             self.access = _access(wall, sink.write)
 
+    def _later(self, render: Callable[..., bytes]) -> Callable[[float, tuple[Any, ...]], bytes]:
+        """What makes a line of what waited in the queue: a line as it is, or the arguments of :attr:`access`."""
+        known: tuple[Context, str] = ("", "")
+
+        def late(now: float, record: tuple[Any, ...]) -> bytes:
+            nonlocal known
+            if len(record) == 1:
+                return bytes(record[0])
+            context, fragment, outcome, ttl_left = record
+            if context is not known[0]:  # the secrets of one request come one after the other
+                known = context, self._rendered(context)
+            return render(known[1], fragment, outcome, ttl_left, now)
+
+        return late
+
     # -- parts that are rendered once
 
-    def context(self, identity: Identity | None) -> Context:
-        """The part about who asks, as :attr:`access` takes it.
-
-        Buffered, that is *identity* itself, which the queue then keeps for as long as the line waits.
-        """
-        if self._buffer is None or identity is None:
-            return self.context_fragment(identity)
+    def _context_to_keep(self, identity: Identity | None) -> Context:
+        """Buffered, it is *identity* itself, which the queue then keeps for as long as the line waits."""
+        if identity is None:
+            return self.context_fragment(None)
         identity.settle()
         return identity
 
@@ -157,7 +160,7 @@ class Audit:
             return ""
         if identity is None:
             return ',"request_id":null,"client":null,"method":null'
-        request_id, client, method, place = identity.request_id, identity.client, identity.method, identity.place
+        request_id, client, method, place = identity.described()
         if request_id and client and method and place is not None and len(method) <= METHOD:
             together = f"{request_id}{client}{method}{place[1]}"
             if len(together) <= TEXT and len(encode_basestring_ascii(together)) == len(together) + 2:

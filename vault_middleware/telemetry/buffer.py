@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import AuditError
-from .sinks import BUDGET, LINE, Sink
+from .sinks import BUDGET, Sink
 
 __all__ = ["Buffer"]
 
@@ -179,13 +179,14 @@ class Buffer:
 
     def _gather(self) -> bytes:
         """The lines of the oldest records, as many as one write takes."""
-        queue = self._queue
+        queue, render, most = self._queue, self._render, self._sink.most
         lines: list[bytes] = []
         size = 0
         while queue:
-            line = self._render(*queue[0])
+            now, record = queue[0]
+            line = render(now, record)
             size += len(line)
-            if size > LINE and lines:
+            if size > most and lines:
                 break
             lines.append(line)
             queue.popleft()

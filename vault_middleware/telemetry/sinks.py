@@ -31,6 +31,9 @@ BUDGET = 0.25
 #: The longest line, and the most that one write to a pipe puts there undivided (PIPE_BUF), in bytes.
 LINE = 4096
 
+#: The most that is written to a file at once, in bytes; an append to one is never mixed with another's, however long.
+BATCH = 64 * 1024
+
 #: How often a sink looks whether its file was rotated, or its stream exchanged, in seconds.
 LOOK = 1.0
 
@@ -53,10 +56,19 @@ _FAULTS = {
 
 
 class Sink(Protocol):
-    """Takes audit lines."""
+    """Takes audit lines.
+
+    Attributes
+    ----------
+    most
+        How many bytes it takes at once; at least :data:`LINE`.
+    """
+
+    @property
+    def most(self) -> int: ...
 
     def write(self, data: bytes, /) -> int:
-        """Write *data*, whole lines of together at most :data:`LINE` bytes; how many bytes, in whole lines, were taken.
+        """Write *data*, whole lines of together at most :attr:`most` bytes; how many bytes, in whole lines, were taken.
 
         Raises
         ------
@@ -71,6 +83,8 @@ class Sink(Protocol):
 class Off:
     """Takes everything, keeps nothing."""
 
+    most = LINE
+
     def write(self, data: bytes) -> int:
         """Nothing."""
         return len(data)
@@ -81,6 +95,8 @@ class Off:
 
 class LoggingSink:
     """Each line as a record of level INFO; what its handlers do, and how long they take, is theirs."""
+
+    most = LINE
 
     def __init__(self, name: str = "vault_middleware.audit") -> None:
         self._logger = logging.getLogger(name)
@@ -114,6 +130,7 @@ class _Descriptor:
         self._name = name
         self._clock = clock
         self._fd = -1
+        self.most = LINE
         #: Device and inode of what is behind the descriptor.
         self._seen: tuple[int, int] | None = None
         #: Whether a write could block: then there must be room first.
@@ -232,6 +249,7 @@ class StreamSink(_Descriptor):
                 fd = os.open(f"/proc/self/fd/{self._stream}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._blocks = fd < 0 and not stat.S_ISREG(found.st_mode)
         self._turn_to(os.dup(self._stream) if fd < 0 else fd)
+        self.most = BATCH if stat.S_ISREG(found.st_mode) else LINE
         self._seen = found.st_dev, found.st_ino
 
 
@@ -261,6 +279,7 @@ class FileSink(_Descriptor):
             raise
         found = os.fstat(fd)
         self._turn_to(fd)
+        self.most = BATCH if stat.S_ISREG(found.st_mode) else LINE
         self._seen, self._mode = (found.st_dev, found.st_ino), stat.S_IMODE(found.st_mode)
 
 
