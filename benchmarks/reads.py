@@ -153,8 +153,8 @@ def _figures(found: dict[str, float], everything: float) -> list[Figure]:
             "≥ 6",
             f"{faster:.1f} ({by_hand:.0f} ns by hand)",
             faster >= 6,
-            f"{write}, which both pay; the rest of ours is {found['first, strict'] - found['os.write']:.0f} ns. By hand without "
-            f"a look at the request, its line's part about it a constant, it is {found['hand-written']:.0f} ns",
+            f"{write}, which both pay; the rest of ours is {found['first, strict'] - found['os.write']:.0f} ns. By hand "
+            f"without a look at the request, its line's part about it a constant, it is {found['hand-written']:.0f} ns",
         ),
         Figure("read outside a request, strict", "≤ 20", times("outside, strict"), outside <= 20, write),
         Figure(
