@@ -72,7 +72,7 @@ lock audit sbom: $(VENV)/.supply
 
 lock:
 	$(BIN)/uv pip compile pyproject.toml --all-extras --generate-hashes \
-	  --universal --python-version 3.11 --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+	  --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" \
 	  -o requirements-dev.lock -q
 
 audit:
