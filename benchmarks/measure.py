@@ -21,6 +21,8 @@ class Figure:
         Whether the goal is reached; None where it could not be measured.
     bound
         What bounds it, or why it was not measured.
+    least
+        What the bare work takes (see :mod:`.bare`), where that was measured beside it.
     """
 
     what: str
@@ -28,6 +30,7 @@ class Figure:
     value: str
     met: bool | None
     bound: str = ""
+    least: str = ""
 
 
 def costs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -14,6 +15,7 @@ from tests.fakes import DYNAMIC, STATIC, FakeVault, manager_over
 from vault_middleware import RequestSecrets, SecretsManager
 from vault_middleware.web import ASGIIdentity
 
+from .bare import Bare, BareRequest
 from .measure import Figure, costs
 from .peers import AwsCache, HandWritten, LockFree
 
@@ -53,6 +55,16 @@ def reads() -> tuple[list[Figure], dict[str, float]]:
         folder = Path(name)
         with opened(folder, "off") as off, opened(folder, "buffered") as buffered, opened(folder, "strict") as strict:
             floor, aws, peer = LockFree(STATIC), AwsCache(STATIC), HandWritten(STATIC, folder / "peer.jsonl")
+            file = os.open(folder / "bare", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            bare, bare_strict = Bare(STATIC, file, strict=False), Bare(STATIC, file, strict=True)
+            repeating = BareRequest(bare, SCOPE)
+            repeating.get_secret(STATIC)
+            repeating.get_secret(STATIC)
+
+            def flush() -> None:
+                buffered.audit.flush()  # so that the queue never fills, and no reader is made to write
+                bare.flush()
+
             request = RequestSecrets(buffered, ASGIIdentity(SCOPE))
             request.get_secret(STATIC)
             found = costs(
@@ -69,16 +81,24 @@ def reads() -> tuple[list[Figure], dict[str, float]]:
                     "hand-written, a request": (lambda: peer.get_secret(STATIC, dict(SCOPE)), 3_000),
                     "aws cache": (lambda: aws.get_secret(STATIC), 5_000),
                     "os.write": (_writes(folder), 5_000),
+                    "bare, repeat": (lambda: repeating.get_secret(STATIC), 50_000),
+                    "bare, nothing": (lambda: BareRequest(bare, SCOPE).close(), 20_000),
+                    "bare, buffered": (lambda: _bare_first(bare), 5_000),
+                    "bare, strict": (lambda: _bare_first(bare_strict), 5_000),
+                    "bare, outside": (lambda: bare_strict.get_secret(STATIC), 5_000),
                 },
-                between=buffered.audit.flush,  # so that the queue never fills, and no reader is made to write
+                between=flush,
             )
-            everything = _in_all(buffered)
+            found["in all"] = _in_all(lambda: _first(buffered), buffered.audit.flush)
+            found["bare, in all"] = _in_all(lambda: _bare_first(bare), bare.flush)
             request.close()
             peer.close()
-    for mode in ("off", "buffered", "strict"):
-        found[f"first, {mode}"] -= found["nothing"]
-    everything -= found["nothing"]
-    return _figures(found, everything), found
+            os.close(file)
+    for name in ("first, off", "first, buffered", "first, strict", "in all"):
+        found[name] -= found["nothing"]
+    for name in ("bare, buffered", "bare, strict", "bare, in all"):
+        found[name] -= found["bare, nothing"]
+    return _figures(found), found
 
 
 def _request(manager: SecretsManager) -> None:
@@ -91,26 +111,32 @@ def _first(manager: SecretsManager) -> None:
     secrets.close()
 
 
+def _bare_first(cache: Bare) -> None:
+    secrets = BareRequest(cache, SCOPE)
+    secrets.get_secret(STATIC)
+    secrets.close()
+
+
 def _writes(folder: Path) -> Callable[[], object]:
     file = (folder / "lines").open("ab", buffering=0)
     line = b"x" * 420 + b"\n"
     return lambda: file.write(line)
 
 
-def _in_all(manager: SecretsManager, rounds: int = 9, times: int = 5_000) -> float:
+def _in_all(request: Callable[[], object], flush: Callable[[], object], rounds: int = 9, times: int = 5_000) -> float:
     """CPU of the whole process for a request with one buffered read, the writing included."""
     found = []
     for _ in range(rounds):
-        manager.audit.flush()
+        flush()
         before = time.process_time()
         for _ in range(times):
-            _first(manager)
-        manager.audit.flush()
+            request()
+        flush()
         found.append((time.process_time() - before) / times * 1e9)
     return statistics.median(found)
 
 
-def _figures(found: dict[str, float], everything: float) -> list[Figure]:
+def _figures(found: dict[str, float]) -> list[Figure]:
     floor = found["floor"]
     in_floors = {name: value / floor for name, value in found.items()}
     write = f"one os.write to a file is {in_floors['os.write']:.1f} of them by itself"
@@ -121,7 +147,11 @@ def _figures(found: dict[str, float], everything: float) -> list[Figure]:
     repeat, buffered, strict = in_floors["repeat"], in_floors["first, buffered"], in_floors["first, strict"]
     by_hand = found["hand-written, a request"]
     faster = by_hand / found["first, strict"]
-    outside = in_floors["outside, strict"]
+    outside, everything = in_floors["outside, strict"], in_floors["in all"]
+
+    def bare(name: str) -> str:
+        return f"{in_floors[f'bare, {name}']:.1f} ×"
+
     return [
         Figure("lock-free TTL read, the unit", "", f"{floor:.0f} ns", None),
         Figure(
@@ -129,8 +159,9 @@ def _figures(found: dict[str, float], everything: float) -> list[Figure]:
             "≤ 1",
             times("repeat"),
             repeat <= 1,
-            "a TTL read is in it (a look-up, a look at the clock); a count that no thread loses (one call into C, about "
-            "0.35) and keyword-only arguments (about 0.25) come on top",
+            "a TTL read is in it (a look-up, a look at the clock); a count that no thread loses (one call into C) and "
+            "keyword-only arguments come on top",
+            bare("repeat"),
         ),
         Figure(
             "first read, buffered, on the reading thread",
@@ -138,16 +169,18 @@ def _figures(found: dict[str, float], everything: float) -> list[Figure]:
             times("first, buffered"),
             buffered <= 4,
             "four Python calls from getter to queue; pin, hold, count, time of day and record are each one call into C",
+            bare("buffered"),
         ),
         Figure(
             "first read, buffered, CPU in all",
             "≤ 8",
-            f"{everything / floor:.1f} × ({everything:.0f} ns)",
-            everything / floor <= 8,
+            times("in all"),
+            everything <= 8,
             "the request's id, client and path are found, bounded and rendered once a request, and a line for each secret; "
             f"{write}, which some 150 lines share here",
+            bare("in all"),
         ),
-        Figure("first read, strict, to a file", "≤ 18", times("first, strict"), strict <= 18, write),
+        Figure("first read, strict, to a file", "≤ 18", times("first, strict"), strict <= 18, write, bare("strict")),
         Figure(
             "the same, times faster than written by hand",
             "≥ 6",
@@ -156,7 +189,9 @@ def _figures(found: dict[str, float], everything: float) -> list[Figure]:
             f"{write}, which both pay; the rest of ours is {found['first, strict'] - found['os.write']:.0f} ns. By hand "
             f"without a look at the request, its line's part about it a constant, it is {found['hand-written']:.0f} ns",
         ),
-        Figure("read outside a request, strict", "≤ 20", times("outside, strict"), outside <= 20, write),
+        Figure(
+            "read outside a request, strict", "≤ 20", times("outside, strict"), outside <= 20, write, bare("outside")
+        ),
         Figure(
             "aws-secretsmanager-caching, stub client",
             "",

@@ -1,0 +1,144 @@
+"""The work that a read cannot leave out, in one function: what bounds ours from below, measured beside it.
+
+No layers, no errors, no leases, no allow-lists, no bounds on what a line holds, no file that is rotated; only what is asked of
+every read: its value checked against the clock, counted without a loss, pinned for the request, and a line about it with the
+request behind it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from json.encoder import encode_basestring_ascii
+from operator import itemgetter
+from typing import Any
+
+__all__ = ["Bare", "BareMiddleware", "BareRequest"]
+
+_TOLD = itemgetter("headers", "client", "method", "path")
+
+#: The line's parts about a secret, and about nobody.
+_FRAGMENT = (
+    ',"secret_path":"api-gateway/api-key","kind":"static","version":3,"lease":null,'
+    '"vault_request_id":"0af7651916cd43dd8448eb211c80319c"'
+)
+_NOBODY = ',"request_id":null,"client":null,"method":null'
+
+_current: ContextVar[BareRequest] = ContextVar("bare")
+
+
+class _Entry:
+    __slots__ = ("secret", "until")
+
+    def __init__(self, secret: Any) -> None:
+        self.secret = secret
+        self.until = time.monotonic() + 1e9
+
+
+class Bare:
+    """A cache of one secret, its count, and where lines go: *file* (strict), or a queue that :meth:`flush` writes off."""
+
+    def __init__(self, path: str, file: int, *, strict: bool) -> None:
+        self.entries = {path: _Entry({"value": "x"})}
+        self.count = itertools.count().__next__
+        self.strict = strict
+        self.file = file
+        self.queue: deque[tuple[Any, float, float]] = deque()
+
+    def get_secret(self, path: str) -> Any:
+        """Outside a request, strict."""
+        entry = self.entries[path]
+        now = time.monotonic()
+        if now >= entry.until:
+            raise LookupError(path)
+        self.count()
+        os.write(self.file, _line(_NOBODY, time.time(), entry.until - now))
+        return entry.secret
+
+    def flush(self) -> None:
+        """Write what waits, 64 KiB at once."""
+        lines: list[bytes] = []
+        size = 0
+        while self.queue:
+            told, now, left = self.queue.popleft()
+            lines.append(_line(_asked(told), now, left))
+            size += len(lines[-1])
+            if size > 65_000:
+                os.write(self.file, b"".join(lines))
+                lines, size = [], 0
+        os.write(self.file, b"".join(lines))
+
+
+class BareRequest:
+    """What one request has of it."""
+
+    __slots__ = ("_cache", "_pins", "_repeats", "_scope")
+
+    def __init__(self, cache: Bare, scope: dict[str, Any]) -> None:
+        self._cache = cache
+        self._scope = scope
+        self._pins: dict[str, _Entry] = {}
+        self._repeats: dict[str, _Entry] = {}
+
+    def get_secret(
+        self, path: str, *, version: int | None = None, fresh: bool = False, timeout: float | None = None
+    ) -> Any:
+        """The secret, the first time or again."""
+        repeat = self._repeats.get(path)
+        if repeat is not None and version is None and not fresh and time.monotonic() < repeat.until:
+            self._cache.count()
+            return repeat.secret
+        cache = self._cache
+        entry = cache.entries[path]
+        now = time.monotonic()
+        if now >= entry.until:
+            raise LookupError(path)
+        cache.count()
+        told = _TOLD(self._scope)
+        if cache.strict:
+            os.write(cache.file, _line(_asked(told), time.time(), entry.until - now))
+        else:
+            cache.queue.append((told, time.time(), entry.until - now))
+        if path in self._pins:
+            self._repeats[path] = entry
+        self._pins[path] = entry
+        return entry.secret
+
+    def close(self) -> None:
+        """The end of the request."""
+        self._pins.clear()
+
+
+class BareMiddleware:
+    """The least that gives each request an accessor, and closes it."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], cache: Bare) -> None:
+        self._app = app
+        self._cache = cache
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        secrets = BareRequest(self._cache, scope)
+        scope.setdefault("state", {})["secrets"] = secrets
+        token = _current.set(secrets)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            _current.reset(token)
+            secrets.close()
+
+
+def _asked(told: tuple[Any, ...]) -> str:
+    headers, client, method, path = told
+    value = next(value for name, value in headers if name == b"x-request-id").decode()
+    together = f"{value}{client[0]}{method}{path}"
+    if len(encode_basestring_ascii(together)) != len(together) + 2:
+        raise ValueError(together)
+    return f',"request_id":"{value}","client":"{client[0]}","method":"{method}","path":"{path}"'
+
+
+def _line(asked: str, now: float, left: float) -> bytes:
+    return f'{{"time":{now:.3f},"event":"secret_access"{asked}{_FRAGMENT},"outcome":"hit","ttl_left":{int(left)}}}\n'.encode()
