@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from tests.fakes import DYNAMIC, STATIC
 from vault_middleware import SecretsManager
 
+from .bare import Bare
 from .measure import Figure, quantile
 from .peers import HandWritten
 from .reads import opened
@@ -89,6 +91,7 @@ def closed_loop(threads: int = 32, seconds: float = 1.0) -> list[Figure]:
             with (Path(name) / f"{mode}.jsonl").open("rb") as file:
                 lines = sum(b'"secret_access"' in line for line in file)
         share = statistics.median(shares)
+        least = f"{_bare_share(threads, seconds):.2f}" if mode == "strict" else ""
         figures.append(
             Figure(
                 f"{threads} threads flat out, {mode}: throughput of one thread's; lost counts; lost lines",
@@ -98,9 +101,23 @@ def closed_loop(threads: int = 32, seconds: float = 1.0) -> list[Figure]:
                 "the interpreter's lock, which each os.write gives to the next thread"
                 if mode == "strict"
                 else "the interpreter's lock; a full queue makes readers write",
+                least,
             )
         )
     return figures
+
+
+def _bare_share(threads: int, seconds: float) -> float:
+    """The throughput of many threads that do the bare work, of one thread's."""
+    with tempfile.TemporaryDirectory() as name:
+        file = os.open(Path(name) / "bare", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        bare = Bare(STATIC, file, strict=True)
+        shares = []
+        for _ in range(3):
+            one, many = (_flat_out(bare, number, seconds)[0] for number in (1, threads))
+            shares.append(many / one)
+        os.close(file)
+    return statistics.median(shares)
 
 
 def _counted(manager: SecretsManager) -> int:
@@ -108,7 +125,7 @@ def _counted(manager: SecretsManager) -> int:
     return int(requests.samples[0].value)
 
 
-def _flat_out(manager: SecretsManager, threads: int, seconds: float) -> tuple[float, int]:
+def _flat_out(manager: SecretsManager | Bare, threads: int, seconds: float) -> tuple[float, int]:
     done = [0] * threads
     end = time.monotonic() + seconds
 
