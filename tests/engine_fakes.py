@@ -353,6 +353,7 @@ class World:
         self.lines = Lines()
         self.events: list[tuple[float, Event]] = []
         self.callbacks: dict[str, list[Callable[[Secret], object]]] = {}
+        self.probes: dict[str, Callable[[Secret], object]] = {}
         self.fetches: list[Callable[[], object]] | None = None
         self.engine = Engine(
             self.config,
@@ -360,12 +361,14 @@ class World:
             audit=Audit(self.lines, mode="strict", clock=self.clock),
             metrics=self.metrics,
             callbacks=self.callbacks,
+            probes=self.probes,
             clock=self.clock,
             uniform=random.Random(uniform).uniform if isinstance(uniform, int) else uniform,
             client=self.client,  # type: ignore[arg-type]
         )
         self.probe_due: float | None = None
         self.engine.breaker._start = self._suspected  # type: ignore[method-assign]
+        self.engine.verification._wait = self._pause
         self.engine.fetchers.submit = self._fetch  # type: ignore[method-assign]
         self.engine.renewer._workers.submit = self._renew  # type: ignore[method-assign]
         self.engine.renewer.start = lambda: None  # type: ignore[method-assign]
@@ -381,6 +384,11 @@ class World:
 
     def _suspected(self) -> None:
         self.probe_due = self.clock.now
+
+    def _pause(self, seconds: float) -> bool:
+        """What a fetch waits between two tries of a probe."""
+        self.clock.now += seconds
+        return self.engine.closing.is_set()
 
     def _fetch(self, group: str, deadline: float, job: Callable[[], object]) -> bool:
         if self.engine.fetchers._closed:

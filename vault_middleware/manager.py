@@ -18,6 +18,7 @@ from .config import SecretConfig
 from .engine.engine import Engine
 from .engine.gate import Gate, Reading
 from .engine.reader import Callback
+from .engine.verification import Probe
 from .errors import SecretUnavailable, VaultMiddlewareError
 from .events import Event, Started, Stopped
 from .exits import ExitHooks
@@ -88,6 +89,7 @@ class SecretsManager:
         self._operational = OperationalLog()
         self._outside = _Outside(self._audit.context_fragment())
         self._callbacks: dict[str, list[Callback]] = {}
+        self._probes: dict[str, Probe] = {}
         self._lock = threading.Lock()
         self._started = False
         self._closed = False
@@ -107,6 +109,7 @@ class SecretsManager:
             audit=self._audit,
             metrics=self._metrics,
             callbacks=self._callbacks,
+            probes=self._probes,
             clock=self._clock,
         )
 
@@ -294,6 +297,24 @@ class SecretsManager:
         def undo() -> None:
             if callback in callbacks:
                 callbacks.remove(callback)
+
+        return undo
+
+    def verify(self, path: str, probe: Callable[[Any], object]) -> Callable[[], None]:
+        """Have each new secret at *path* pass *probe* before anyone is handed it; returns how to undo that.
+
+        *probe* is called with the new secret, on a thread of ours, and passes by returning: log in with it, say. One that
+        raises, or returns False, is called again up to four times within two seconds. If it never passes, the new secret
+        is given back, the one before it serves on to its own end, and the replacement is tried again as after any other
+        failure; where there is none before it, reads raise :class:`SecretUnavailable`. Give it a time-out of its own: while
+        it runs, other leases of the same mount wait. What it raises is told by its type alone. A path has one probe: another
+        takes its place.
+        """
+        self._probes[path] = probe
+
+        def undo() -> None:
+            if self._probes.get(path) is probe:
+                del self._probes[path]
 
         return undo
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from vault_middleware import RequestSecrets, SecretsManager
+from vault_middleware import DynamicSecret, RequestSecrets, SecretsManager
 from vault_middleware.devstack import DevStack
 from vault_middleware.errors import (
     InvalidSecretPath,
@@ -90,6 +90,31 @@ def test_a_pair_is_never_torn_by_a_rotation_and_each_logs_in(make_stack: Callabl
 
         assert sum(in_threads(32, read)) >= 32
     assert len(seen) >= 4
+
+
+def test_a_database_user_whose_probe_fails_is_given_back_while_the_one_before_serves(
+    make_stack: Callable[..., DevStack],
+) -> None:
+    stack = make_stack(lease_ttl=20, lease_max_ttl=20)  # it is replaced with 4 s or more to go
+    shown: list[str] = []
+
+    def probe(new: DynamicSecret) -> bool:
+        user = new["username"]
+        if user not in shown:
+            shown.append(user)
+        return stack.postgres.can_log_in(user, new["password"]) and shown.index(user) != 1
+
+    with running(stack) as manager:
+        manager.verify(DYNAMIC, probe)
+        handed: list[str] = []
+        while len(set(handed)) < 2:
+            with RequestSecrets(manager) as request:
+                secret = request.get_dynamic_secret(DYNAMIC)
+                assert stack.postgres.can_log_in(secret["username"], secret["password"])
+                handed.append(secret["username"])
+        first, _refused, third = shown
+        assert set(handed) == {first, third}
+        eventually(lambda: stack.postgres.users() == [third], "only the last user to be there")
 
 
 @pytest.mark.parametrize("path", HOSTILE, ids=ascii)

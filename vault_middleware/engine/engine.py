@@ -30,6 +30,7 @@ from .leases import Leases
 from .reader import Callback, Reader
 from .session import Generation, Session
 from .statics import FORK_SPREAD, Statics
+from .verification import Probe, Verification
 
 __all__ = ["Engine"]
 
@@ -57,6 +58,7 @@ class Engine:
         audit: Audit,
         metrics: Metrics,
         callbacks: dict[str, list[Callback]],
+        probes: dict[str, Probe],
         clock: Callable[[], float] = time.monotonic,
         uniform: Uniform | None = None,
         client: VaultClient | None = None,
@@ -116,6 +118,7 @@ class Engine:
             server_down=self._is_down,
             fragment=lambda secret: audit.secret_fragment(secret, "static"),
         )
+        self.verification = Verification(probes, closing=self.closing, uniform=uniform, clock=clock)
         self.reader = Reader(
             config,
             self.client,
@@ -126,6 +129,7 @@ class Engine:
             self.statics,
             self.breaker,
             self.fetchers,
+            self.verification,
             clock=clock,
             fetched=metrics.observe_fetch,
             callbacks=callbacks,

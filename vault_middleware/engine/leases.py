@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..cache import Entry, SecretCache, folder
 from ..config import SecretConfig
-from ..errors import LeaseLimitReached
+from ..errors import LeaseLimitReached, SecretUnavailable
 from ..events import Emit, LeaseRotated
 from ..holds import Holds
 from ..renewal.renewer import Renewer, Task
@@ -158,13 +158,29 @@ class Leases:
 
     # -- what is served
 
-    def publish(self, path: str, reading: Reading, generation: Generation) -> Entry:
-        """Make the lease of *reading* the current one of *path* in one assignment; the one before it drains."""
+    def publish(
+        self, path: str, reading: Reading, generation: Generation, *, verify: Callable[[DynamicSecret], None]
+    ) -> Entry:
+        """Make the lease of *reading* the current one of *path* in one assignment; the one before it drains.
+
+        What *verify* raises is raised; then the new lease is given back, and the one before it serves on.
+        """
         old = self._cache.entries.get(path)
         previous = self.of(old)
         if previous is not None and previous.lease.lease_id == reading.lease_id:
             return self._same_again(previous, reading)
         leased = self._enter(path, reading, generation)
+        try:
+            verify(leased.secret)
+        except BaseException:
+            leased.holds.drain()
+            raise
+        if leased.ended:
+            raise SecretUnavailable(
+                path, f"the secret {path!r} cannot be had now: its token ended while it was verified"
+            )
+        old = self._cache.entries.get(path)  # to verify it may have taken a while
+        previous = self.of(old)
         if old is not None and previous is not None and old.fetched > reading.started:
             leased.holds.drain()  # a later fetch has overtaken this one: nobody is to have it
             return old

@@ -31,6 +31,7 @@ from .leases import Leases
 from .onloop import LoopWatch
 from .session import Generation, Session
 from .statics import Statics, same_values
+from .verification import Verification
 
 __all__ = ["Reader"]
 
@@ -64,6 +65,7 @@ class Reader:
         statics: Statics,
         breaker: Breaker,
         workers: Workers,
+        verification: Verification,
         *,
         clock: Callable[[], float] = time.monotonic,
         fetched: Callable[[float], None],
@@ -79,6 +81,7 @@ class Reader:
         self._statics = statics
         self._breaker = breaker
         self._workers = workers
+        self._verification = verification
         self._clock = clock
         self._fetched = fetched
         self._callbacks = callbacks
@@ -268,6 +271,8 @@ class Reader:
             if self._closing.is_set():
                 raise self.unavailable(path, "the manager is closed")
             entry = self._cache.entries.get(key)
+            if entry is None:
+                self._verification.may_fetch(path)
             static = entry is not None and entry.holds is None
             lasting = 0.0 if static else 2 * self._config.lease_min_validity
             with self._session.lend(self._left(deadline), lasting=lasting) as generation:
@@ -276,7 +281,7 @@ class Reader:
                 except Forbidden as answer:
                     denied = self._client.denied(path, answer.mount)
                 else:
-                    return self._publish(key, path, reading, generation)
+                    return self._publish(key, path, reading, generation, deadline)
             # The same 403 means "policy" and "no such token": only the server can tell them apart.
             lately = VALID_LATELY if entry is None else 0.0
             if again or self._session.is_valid(generation, self._left(deadline), lately=lately):
@@ -307,13 +312,16 @@ class Reader:
             if new:
                 self._leases.release_reservation(path)
 
-    def _publish(self, key: Key, path: str, reading: Reading, generation: Generation) -> Entry:
+    def _publish(self, key: Key, path: str, reading: Reading, generation: Generation, deadline: float) -> Entry:
+        """Make *reading* what is served, once it has passed its probe."""
         old = self._cache.entries.get(key)
         if self._closing.is_set() and not reading.lease_id:
             raise self.unavailable(path, "the manager is closed")
         before = None if old is None else old.secret
         if reading.lease_id:
-            entry = self._leases.publish(path, reading, generation)
+            entry = self._leases.publish(
+                path, reading, generation, verify=lambda secret: self._verification.check(secret, self._left(deadline))
+            )
             leased = self._leases.of(entry)
             if self._closing.is_set() and leased is not None:
                 self._keeper.disown(leased)
@@ -322,6 +330,9 @@ class Reader:
             before = self._last.get(path, before)
             self._remember(path, entry.secret)
         else:
+            new = Secret(path, reading.data, version=reading.version, request_id=reading.request_id)
+            if key == path and (before is None or not same_values(before, new, reading)):
+                self._verification.check(new, self._left(deadline))
             entry = self._statics.publish(key, path, reading, old)
         if before is not None and not same_values(before, entry.secret, reading):
             self._tell(path, entry.secret)

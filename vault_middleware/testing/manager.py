@@ -81,6 +81,7 @@ class StubManager(SecretsManager):
             audit=self.audit,
             metrics=self._metrics,
             callbacks=self._callbacks,
+            probes=self._probes,
             clock=self._time,
             uniform=lambda low, high: (low + high) / 2,
             client=self.vault,
