@@ -23,13 +23,15 @@ class Asked:
 
     def __init__(self, answering: Callable[[str, str], tuple[int, dict[str, Any]] | None]) -> None:
         self.paths: list[str] = []
+        self.look_ups = 0
         self._vault = Vault()
         self._answering = answering
 
     def __call__(self, operation: str, method: str, path: str, **_rest: Any) -> Answer:
         endpoint = endpoint_of(method, path)
-        if endpoint in ("kv1", "kv2", "lease", "mount", "lookup_token"):
+        if endpoint in ("kv1", "kv2", "lease", "mount"):
             self.paths.append(path)
+        self.look_ups += endpoint == "lookup_token"
         status, body = self._answering(endpoint, path) or (200, self._vault.good(endpoint, unquote(path)) or {})
         return Answer(status, body, time.monotonic(), {})
 
