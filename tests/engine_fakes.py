@@ -97,6 +97,7 @@ class FakeClient:
         self.calls: list[Call] = []
         self.latency = 0.0
         self.down: VaultUnavailable | None = None
+        self.leases_outlive_tokens = False
         self.token_ttl, self.token_max_ttl, self.token_renewable, self.owned = 3600.0, float("inf"), True, True
         self.same_token = False
         self.lease_ttl, self.lease_max_ttl, self.lease_renewable = 60.0, float("inf"), True
@@ -238,6 +239,9 @@ class FakeClient:
 
     def denied(self, path: str, mount: Mount | None) -> SecretAccessDenied:
         return SecretAccessDenied(path, f"the policy does not permit reading {path!r}; add a line")
+
+    def ends_with(self, token: Token, lease_id: str) -> bool:
+        return not self.leases_outlive_tokens
 
     def lease_line(self, call: str, lease_id: str) -> str:
         return f"add a line for sys/leases/{call}"

@@ -149,6 +149,9 @@ class FakeVault:
         self._answer()
         self.revoked.append(lease_id)
 
+    def ends_with(self, _token: Token, _lease_id: str) -> bool:
+        return True
+
     def lease_line(self, call: str, _lease_id: str) -> str:
         return f"add {call}"
 

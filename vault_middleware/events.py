@@ -19,6 +19,7 @@ __all__ = [
     "LeaseRevocationFailed",
     "LeaseRevoked",
     "LeaseRotated",
+    "LeasesLeft",
     "LoggedIn",
     "LoginFailed",
     "ServerDown",
@@ -27,6 +28,7 @@ __all__ = [
     "Stopped",
     "TokenRenewalFailed",
     "TokenRenewed",
+    "TokenRevocationFailed",
     "TokenRevoked",
 ]
 
@@ -102,6 +104,15 @@ class TokenRevoked(Event):
 
 
 @dataclass(slots=True)
+class TokenRevocationFailed(Event):
+    """A token of ours could not be revoked; it ends with its own time, in at most *ttl_left* seconds."""
+
+    name: ClassVar[str] = "token_revocation_failed"
+    reason: str
+    ttl_left: float
+
+
+@dataclass(slots=True)
 class LeaseRenewed(Event):
     """A lease is good for *ttl* seconds more."""
 
@@ -153,6 +164,16 @@ class LeaseRevocationFailed(Event):
     lease_id: str = field(repr=False)
     reason: str = ""
     ttl_left: float = 0.0
+
+
+@dataclass(slots=True)
+class LeasesLeft(Event):
+    """The stop did not come to *count* leases: they end in at most *ttl_left* seconds; 0: with the token, which is revoked."""
+
+    name: ClassVar[str] = "leases_left"
+    count: int
+    reason: str
+    ttl_left: float
 
 
 @dataclass(slots=True)

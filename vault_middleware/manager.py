@@ -15,11 +15,12 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from .cache import Entry, Key
 from .config import SecretConfig
+from .engine.closed import ClosedGate
 from .engine.engine import Engine
 from .engine.gate import Gate, Reading
 from .engine.reader import Callback
 from .engine.verification import Probe
-from .errors import SecretUnavailable, VaultMiddlewareError
+from .errors import VaultMiddlewareError
 from .events import Event, Started, Stopped
 from .exits import ExitHooks
 from .holds import Holds
@@ -223,12 +224,10 @@ class SecretsManager:
 
     @property
     def gate(self) -> Gate:
-        """Where accessors read; starts the manager at first use."""
+        """Where accessors read; starts the manager at first use, and refuses them once it is closed."""
         if not self._started:
             if self._closed:
-                raise SecretUnavailable(
-                    "", "the secrets manager is closed; read secrets before it is, or start() it again"
-                )
+                return ClosedGate(self._engine.cache, self._engine.reader, self._audit, self._metrics)
             self.start(wait=False)
         return self._engine.gate
 

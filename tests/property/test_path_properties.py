@@ -11,7 +11,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from vault_middleware.errors import InvalidSecretPath
-from vault_middleware.vault.paths import MAX_BYTES, Mount, Mounts, encode, validate
+from vault_middleware.vault.mounts import Mounts
+from vault_middleware.vault.paths import MAX_BYTES, Mount, encode, validate
 
 #: Text in which what could do harm is frequent.
 hostile = st.text(

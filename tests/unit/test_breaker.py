@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from tests.engine_fakes import KEY, Clock, World, at, middle
+from tests.scripted import ScriptedServer, answer
+from tests.waiting import eventually
+from vault_middleware import SecretConfig, SecretsManager
 from vault_middleware.engine.breaker import Breaker
 from vault_middleware.errors import SecretUnavailable, VaultUnavailable
 from vault_middleware.events import Event, ServerDown, ServerUp
@@ -170,6 +174,31 @@ def test_a_database_that_fails_behind_a_healthy_server_is_no_reason_to_open(worl
         world.run(1)
     assert world.client.count("probe") >= 10
     assert not world.engine.breaker.down
+
+
+def test_a_read_that_the_rate_limit_leaves_no_turn_for_says_so_and_is_no_reason_to_open() -> None:
+    with ScriptedServer() as server:
+        mount = {"path": "app/", "type": "kv", "options": {"version": "2"}}
+        server.on("/v1/sys/internal/ui/mounts/app/key", answer({"data": mount}))
+        server.on("/v1/sys/health", answer({"initialized": True, "sealed": False}))
+        config = SecretConfig(
+            vault_addr=server.url,
+            auth_method="proxy",
+            namespace="",
+            rate_limit="0.1:1",  # type: ignore[arg-type]
+            request_timeout=2.0,
+            startup="lazy",
+            audit_log="off",
+        )
+        with SecretsManager(config, registry=CollectorRegistry()) as manager:
+            with pytest.raises(SecretUnavailable, match="VAULT_RATE_LIMIT leaves no request"):
+                manager.get_secret("app/key")
+            eventually(lambda: not manager._engine.breaker._probing, "the question for the health to be answered")
+            assert server.to("/v1/sys/health")
+            assert manager.health()["server"] == {"up": True, "last_error": None}
+            # The next one is not told of an outage either.
+            with pytest.raises(SecretUnavailable, match="VAULT_RATE_LIMIT leaves no request"):
+                manager.get_secret("app/key")
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.calling import LONG, TOKEN, bare
-from tests.scripted import ScriptedServer, answer, cut, page, reset
+from tests.scripted import Exchange, ScriptedServer, answer, cut, page, reset
+from tests.waiting import in_threads
 from vault_middleware.config import SecretConfig
 from vault_middleware.errors import (
     AuthenticationError,
@@ -284,6 +285,28 @@ def test_a_mount_that_is_none_is_not_believed(server: ScriptedServer, make: Make
 def test_a_kv_mount_without_a_version_is_one_of_version_1(server: ScriptedServer, make: Make, options: object) -> None:
     server.on(f"{QUESTION}app/key", answer({"data": {"path": "lotabots/app/", "type": "kv", "options": options}}))
     assert make().mount_of("app/key", a_token(), LONG) == Mount("lotabots/app/", "kv", 1)
+
+
+def test_eight_reads_of_one_mount_at_once_ask_for_it_once(server: ScriptedServer, make: Make) -> None:
+    entered = threading.Semaphore(0)
+
+    def slowly(exchange: Exchange) -> None:
+        for _ in range(8):
+            assert entered.acquire(timeout=20)
+        KV2(exchange)
+
+    server.on("*", answer(kv2({"value": "v"})))
+    for number in range(8):
+        server.on(f"{QUESTION}app/{number}", slowly)
+    client = make()
+
+    def value(number: int) -> object:
+        entered.release()
+        return read(client, f"app/{number}").data["value"]
+
+    assert in_threads(8, value) == ["v"] * 8
+    assert len([request for request in server.requests if request.path.startswith(QUESTION)]) == 1
+    assert len(server.requests) == 9
 
 
 # -- what is not there, what may not be

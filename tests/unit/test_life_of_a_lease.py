@@ -161,6 +161,21 @@ def test_the_new_lease_is_published_before_on_rotate_is_called_and_the_old_one_i
     assert world.client.count("revoke_lease") == 1
 
 
+@pytest.mark.parametrize("how", ["fresh", "rejected"])
+def test_the_old_lease_is_not_revoked_before_on_rotate_was_called_whoever_replaces_it(world: World, how: str) -> None:
+    draining: list[bool] = []
+    old = world.creds()
+    replaced = world.leased()
+    world.callbacks[CREDS] = [lambda secret: draining.append(replaced.holds.draining)]
+    if how == "fresh":
+        world.read(CREDS, fresh=True)
+    else:
+        world.engine.reject(old)
+        world.creds()
+    assert draining == [False]
+    assert replaced.holds.draining
+
+
 def test_on_rotate_is_called_also_where_the_old_lease_was_over_before_the_new_one_came(world: World) -> None:
     told: list[Secret] = []
     world.callbacks[CREDS] = [told.append]
@@ -422,7 +437,7 @@ def test_a_lease_that_a_later_one_has_overtaken_is_given_back_and_not_served(wor
     world.engine.reject(world.creds())
     current = world.creds()
     assert late.started == early
-    world.engine.leases.publish(CREDS, late, generation, verify=lambda _secret: None)
+    world.engine.leases.publish(CREDS, late, generation)
     assert world.creds() == current
     world.run(0)
     assert late.lease_id not in world.client.leases

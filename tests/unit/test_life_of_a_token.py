@@ -15,7 +15,14 @@ from vault_middleware.errors import (
     VaultMiddlewareError,
     VaultUnavailable,
 )
-from vault_middleware.events import LoggedIn, LoginFailed, TokenRenewalFailed, TokenRenewed, TokenRevoked
+from vault_middleware.events import (
+    LeaseRenewalFailed,
+    LoggedIn,
+    LoginFailed,
+    TokenRenewalFailed,
+    TokenRenewed,
+    TokenRevoked,
+)
 from vault_middleware.renewal.schedule import AFTER_OUTAGE
 from vault_middleware.secret import DynamicSecret
 from vault_middleware.vault.client import Forbidden
@@ -394,6 +401,22 @@ def test_the_renewer_too_finds_out_that_the_token_is_invalid_and_restores_every_
     assert all(world.client.works(world.creds(path=path)) for path in paths)
     assert world.client.count("read") == calls == 10
     assert len(told) == 1
+
+
+def test_a_lease_that_cannot_be_restored_is_told_and_counted_at_each_try(world: World) -> None:
+    world.creds()
+    generation = world.engine.session.current
+    assert generation is not None
+    world.client.revoke_outside(generation.token.value)
+    world.client.then("read", *[DOWN] * 2)
+    assert not world.engine.session.is_valid(generation, 1)
+    world.run(10)
+    failed = world.of(LeaseRenewalFailed)
+    assert len(failed) == 2
+    assert {(event.secret_path, event.ttl_left) for event in failed} == {(CREDS, 0.0)}
+    assert all(event.retry_in for event in failed)
+    assert world.metric("vault_lease_renewal_errors_total") == 2
+    assert world.engine.leases.current(CREDS)
 
 
 def test_leases_of_an_invalid_token_are_restored_as_soon_as_a_log_in_succeeds(world: World) -> None:

@@ -114,6 +114,58 @@ def test_a_closed_manager_gives_nothing_and_says_what_to_do(manager: SecretsMana
         asyncio.run(manager.aget_secret(STATIC))
 
 
+@pytest.mark.parametrize("mode", ["strict", "buffered"])
+@pytest.mark.parametrize("was_started", [True, False])
+def test_a_read_of_a_closed_manager_names_its_path_and_is_counted_and_audited(
+    vault: FakeVault, tmp_path: Path, mode: str, was_started: bool
+) -> None:
+    audit, registry = tmp_path / "audit", CollectorRegistry()
+    with manager_over(vault, audit=audit, registry=registry, audit_mode=mode) as manager:
+        if was_started:
+            manager.start()
+        manager.close()
+        request = RequestSecrets(manager)
+        refused: list[tuple[str, Callable[[], object]]] = [
+            (STATIC, lambda: manager.get_secret(STATIC)),
+            (DYNAMIC, lambda: manager.get_dynamic_secret(DYNAMIC)),
+            (STATIC, lambda: asyncio.run(manager.aget_secret(STATIC, version=3))),
+            (DYNAMIC, lambda: asyncio.run(manager.aget_dynamic_secret(DYNAMIC))),
+            (STATIC, lambda: request.get_secret(STATIC, fresh=True)),
+            (DYNAMIC, lambda: asyncio.run(request.aget_dynamic_secret(DYNAMIC))),
+        ]
+        for path, read in refused:
+            with pytest.raises(SecretUnavailable, match=f"'{path}' cannot be had now: the secrets manager is closed") as caught:
+                read()
+            assert caught.value.path == path
+            assert caught.value.__context__ is None
+        with pytest.raises(InvalidSecretPath):
+            manager.get_secret("../etc")
+        # In multiprocess mode nobody asks before a scrape: the counts are flushed by then.
+        with unscraped(registry) as count:
+            assert count("vault_secret_requests_total") == len(refused) + 1
+            assert count("vault_secret_cache_hits_total") == 0
+            assert count("vault_secret_errors_total", reason="unavailable") == len(refused)
+            assert count("vault_secret_errors_total", reason="invalid_path") == 1
+        eventually(lambda: len(audit_lines(audit, "secret_access")) == len(refused) + 1, "the audit lines")
+        lines = audit_lines(audit, "secret_access")
+    assert [line["secret_path"] for line in lines] == [*(path for path, _ in refused), "../etc"]
+    assert [(line["outcome"], line["reason"]) for line in lines[:-1]] == [("error", "unavailable")] * len(refused)
+    assert [line["kind"] for line in lines[:2]] == ["static", "dynamic"]
+    assert vault.reads == []
+
+
+def test_a_read_of_a_closed_manager_fails_alike_where_the_audit_takes_no_lines(
+    manager: SecretsManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise AuditError("the disk is full; free space there")
+
+    manager.close()
+    monkeypatch.setattr(manager.audit, "failure", full)
+    with pytest.raises(SecretUnavailable, match=STATIC):
+        manager.get_secret(STATIC)
+
+
 def test_a_manager_that_was_closed_before_its_start_is_not_started_by_a_late_reader(
     manager: SecretsManager, vault: FakeVault
 ) -> None:

@@ -13,6 +13,7 @@ from vault_middleware.events import (
     LeaseRevocationFailed,
     LeaseRevoked,
     LeaseRotated,
+    LeasesLeft,
     LoggedIn,
     LoginFailed,
     ServerDown,
@@ -21,6 +22,7 @@ from vault_middleware.events import (
     Stopped,
     TokenRenewalFailed,
     TokenRenewed,
+    TokenRevocationFailed,
     TokenRevoked,
 )
 from vault_middleware.telemetry.log import OperationalLog
@@ -97,6 +99,21 @@ def told(caplog: pytest.LogCaptureFixture, *events: Event) -> list[tuple[str, st
                 "a lease of database/creds/app was not revoked: 403. It ends by itself within 9.0 s; "
                 "nothing needs to be done for this one"
             ),
+        ),
+        (
+            LeasesLeft(3, "Vault does not answer (refused)", 50.0),
+            "WARNING",
+            "the stop did not come to 3 of our leases: Vault does not answer (refused); they end by themselves within 50 s",
+        ),
+        (
+            LeasesLeft(3, "our token takes them along", 0.0),
+            "INFO",
+            "the stop did not come to 3 of our leases: our token takes them along; nothing is to be done",
+        ),
+        (
+            TokenRevocationFailed("403", 50.0),
+            "WARNING",
+            "a token of ours was not revoked: 403. It ends by itself within 50 s",
         ),
         (
             ServerDown("connection refused"),

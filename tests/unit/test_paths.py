@@ -1,11 +1,11 @@
-"""Secret paths: which are safe to send, how they are written, and which mount they lie in."""
+"""Secret paths: which are safe to send, how they are written, and what is said of one that is wrong."""
 
 from __future__ import annotations
 
 import pytest
 
 from vault_middleware.errors import InvalidSecretPath
-from vault_middleware.vault.paths import MAX_BYTES, Mount, Mounts, encode, hint, validate
+from vault_middleware.vault.paths import MAX_BYTES, encode, hint, validate
 
 
 @pytest.mark.parametrize(
@@ -115,27 +115,20 @@ def test_a_path_that_repeats_the_namespace_is_shown_in_its_right_spelling() -> N
     assert hint("/x", "") == ""
 
 
-def test_a_mount_is_known_by_the_paths_in_it() -> None:
-    mounts = Mounts()
-    assert mounts.of("lotabots/shared/jwt") is None
-    shared = Mount("lotabots/shared/", "kv", 2)
-    nested = Mount("lotabots/team/database/", "database", None)
-    mounts.add(shared)
-    mounts.add(nested)
-    assert mounts.of("lotabots/shared/jwt") is shared
-    assert mounts.of("lotabots/shared/deep/er") is shared
-    assert mounts.of("lotabots/team/database/creds/app") is nested
-    assert mounts.of("lotabots/team/other") is None
-    assert mounts.of("lotabots/shared") is None
-    assert mounts.of("lotabots/shared2/jwt") is None
-    assert mounts.of("other/lotabots/shared/jwt") is None
-    assert mounts.of("") is None
-
-
-def test_a_mount_that_was_changed_replaces_what_was_known_of_it() -> None:
-    mounts = Mounts()
-    mounts.add(Mount("shared/", "kv", 1))
-    mounts.add(Mount("shared/", "kv", 2))
-    found = mounts.of("shared/jwt")
-    assert found is not None
-    assert found.kv_version == 2
+@pytest.mark.parametrize(
+    ("path", "namespace", "right"),
+    [
+        ("/shared/jwt", "lotabots", "shared/jwt"),
+        ("/lotabots/api-gateway/api-key", "lotabots", "api-gateway/api-key"),
+        ("//lotabots/shared/jwt", "lotabots", "shared/jwt"),
+        ("/a/b/shared/jwt", "a/b", "shared/jwt"),
+        ("/lotabots-x/shared/jwt", "lotabots", "lotabots-x/shared/jwt"),
+        ("/lotabots/shared/jwt", "", "lotabots/shared/jwt"),
+    ],
+)
+def test_a_path_that_begins_with_a_slash_is_shown_in_its_right_spelling(path: str, namespace: str, right: str) -> None:
+    with pytest.raises(InvalidSecretPath) as caught:
+        validate(path, namespace)
+    assert f"write it as {right!r}" in str(caught.value)
+    assert validate(right, namespace) == right
+    assert hint(right, namespace) == ""

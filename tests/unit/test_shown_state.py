@@ -120,6 +120,7 @@ def test_the_operations_guide_lists_every_metric_and_no_other() -> None:
     world = World()
     world.creds()
     world.run(1)
+    world.metrics.expect_leaks()  # as a tripwire does
     exported = {f"{family.name}{'_total' * (family.type == 'counter')}" for family in world.registry.collect()}
     guide = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     table = guide.partition("### The metrics")[2].partition("### The alerts")[0]

@@ -11,9 +11,10 @@ from tests.engine_fakes import CREDS, KEY, Holder, World, at
 from vault_middleware.cache import SecretCache
 from vault_middleware.config import SecretConfig
 from vault_middleware.errors import SecretUnavailable, VaultUnavailable
-from vault_middleware.events import LeaseRevoked, TokenRevoked
+from vault_middleware.events import LeaseRevocationFailed, LeaseRevoked, LeasesLeft, TokenRevocationFailed, TokenRevoked
 from vault_middleware.manager import SecretsManager
 from vault_middleware.secret import Secret
+from vault_middleware.vault.client import Forbidden
 
 DOWN = VaultUnavailable("the server does not answer; look at it")
 
@@ -109,6 +110,72 @@ def test_a_mount_whose_revocations_hang_does_not_cost_the_others_theirs(world: W
     world.engine.stop(5)
     assert [event.secret_path for event in world.of(LeaseRevoked)] == ["database/creds/a"]
     assert world.now - before <= 1.0
+
+
+def test_what_a_stop_did_not_come_to_is_told_in_one_line(world: World) -> None:
+    for number in range(3):
+        world.creds(path=f"mount{number}/creds/x")
+    world.client.latency = 2.0
+    world.engine.stop(5)
+    [told] = world.of(LeasesLeft)
+    assert (told.count, told.reason, told.ttl_left) == (1, "our token takes them along", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("outage", "reason"),
+    [(True, "Vault does not answer"), (False, "the time for the stop was over; raise VAULT_SHUTDOWN")],
+)
+def test_leases_and_a_token_that_outlive_a_stop_are_told_with_the_reason_and_their_time(
+    world: World, outage: bool, reason: str
+) -> None:
+    world.creds()
+    if outage:
+        world.client.down = DOWN
+        world.engine.breaker.suspect()
+        world.run(2)
+        assert world.engine.breaker.down
+    world.engine.stop(5 if outage else 0)
+    [lease], [token] = world.of(LeasesLeft), world.of(TokenRevocationFailed)
+    assert lease.count == 1
+    assert lease.reason.startswith(reason)
+    assert token.reason.startswith(reason)
+    assert 50 < lease.ttl_left <= 60
+    assert 3500 < token.ttl_left <= 3600
+    assert world.client.count("revoke_lease") == world.client.count("revoke_token") == 0
+
+
+def test_leases_that_their_token_does_not_take_along_are_told_with_their_time(world: World) -> None:
+    world.client.leases_outlive_tokens = True
+    world.client.then("revoke_lease", Forbidden())
+    world.creds()
+    world.engine.stop(5)
+    [told] = world.of(LeasesLeft) or [None]
+    assert told is None  # it was told by itself: the policy does not permit it
+    assert [event.secret_path for event in world.of(LeaseRevocationFailed)] == [CREDS]
+
+
+def test_a_token_that_could_not_be_revoked_is_told(world: World) -> None:
+    world.creds()
+    world.client.then("revoke_token", VaultUnavailable("add this line to the policy"))
+    world.engine.stop(5)
+    [told] = world.of(TokenRevocationFailed)
+    assert told.reason == "add this line to the policy"
+    assert 3500 < told.ttl_left <= 3600
+
+
+def test_a_look_up_after_a_refused_revocation_takes_no_more_than_the_stops_time(world: World) -> None:
+    limits: list[float] = []
+
+    def look_up(token: object, timeout: float) -> bool:
+        limits.append(timeout)
+        raise VaultUnavailable("no answer in time")
+
+    world.creds()
+    world.client.then("revoke_lease", Forbidden())
+    world.client.token_is_valid = look_up  # type: ignore[method-assign,assignment]
+    world.engine.stop(0.5)
+    assert limits
+    assert max(limits) <= 0.5
 
 
 def test_a_second_stop_does_nothing(world: World) -> None:

@@ -374,6 +374,20 @@ def test_a_request_whose_turn_comes_too_late_is_refused_and_takes_no_turn_from_o
     assert len(server.requests) == 2
 
 
+def test_the_question_for_the_health_is_not_bound_by_the_rate_limit_and_takes_no_turn_from_others(
+    server: ScriptedServer, make: Make
+) -> None:
+    now = [100.0]
+    closing = Waits(now)
+    server.on("*", answer({}))
+    transport = make(server, rate_limit="0.1:1", clock=lambda: now[0], closing=closing)
+    for _ in range(2):
+        assert transport.request("health", "GET", "/v1/sys/health", timeout=0.6).status == 200
+    assert ask(transport, 5.0).status == 200
+    assert transport.request("health", "GET", "/v1/sys/health", timeout=0.6).status == 200
+    assert closing.waited == []
+
+
 # -- what is logged
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..cache import Entry, SecretCache
 from ..config import SecretConfig
 from ..errors import AuthenticationError, VaultMiddlewareError
-from ..events import Emit
+from ..events import Emit, LeasesLeft
 from ..renewal.renewer import Renewer, Task
 from ..retry import Uniform
 from ..secret import DynamicSecret, Secret
@@ -69,6 +69,7 @@ class Engine:
         #: Whether the first warm-up is over.
         self.warm = False
         self._metrics = metrics
+        self._emit = emit
         self._clock = clock
         self.closing = threading.Event()
         self.client = client or VaultClient(config, clock=clock, on_call=metrics.observe_call, closing=self.closing)
@@ -194,11 +195,35 @@ class Engine:
             # Some of the time is the tokens': revoking one takes along the leases that were not reached.
             self.keeper.close(0.7 * (deadline - self._clock()))
             self.session.close(deadline - self._clock())
+        else:
+            self.session.leave(f"Vault does not answer ({self.breaker.reason})")
+        self._tell_of_leases_left()
         self.client.close()
         self.leases.forget()
         self.session.forget()
         self.reader.forget()
         self.cache.clear()
+
+    def _tell_of_leases_left(self) -> None:
+        """What the stop did not come to revoke, in one line."""
+        now = self._clock()
+        left = [leased for leased in self.leases.live() if self.leases.ours and leased.expires > now]
+        if not left:
+            return
+        lasting = [
+            leased
+            for leased in left
+            if not (leased.generation.revoked and self.client.ends_with(leased.generation.token, leased.lease.lease_id))
+        ]
+        if not lasting:
+            reason = "our token takes them along"
+        elif self.breaker.down:
+            reason = f"Vault does not answer ({self.breaker.reason})"
+        elif not self.keeper.may_revoke:
+            reason = "the policy does not permit revoking them"
+        else:
+            reason = "the time for the stop was over; raise VAULT_SHUTDOWN_TIMEOUT"
+        self._emit(LeasesLeft(len(left), reason, max((leased.expires - now for leased in lasting), default=0.0)))
 
     def reject(self, secret: Secret) -> None:
         """*secret* did not work: if it is still the current one, the next reader gets another."""

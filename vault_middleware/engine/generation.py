@@ -25,13 +25,15 @@ class Generation:
         A newer generation has taken over; this one is kept for the sake of its leases, and revoked after the last.
     dead : bool
         The server does not know the token any more; its leases are gone with it.
+    revoked : bool
+        We have revoked its token.
     valid_at : float
         When the last look-up began that found the token valid, on the monotonic clock in seconds.
     readers : int
         Reads under way with the token, each of which may bring one more lease; counted under the session's lock.
     """
 
-    __slots__ = ("backoff", "dead", "granted", "leases", "readers", "retired", "task", "token", "valid_at")
+    __slots__ = ("backoff", "dead", "granted", "leases", "readers", "retired", "revoked", "task", "token", "valid_at")
 
     def __init__(self, token: Token) -> None:
         self.token = token
@@ -40,6 +42,7 @@ class Generation:
         self.valid_at = float("-inf")
         self.readers = 0
         self.retired = False
+        self.revoked = False
         self.dead = False
         self.backoff: Backoff | None = None
         self.task: Task | None = None

@@ -12,7 +12,7 @@ from ..errors import SecretUnavailable, VaultMiddlewareError, VaultUnavailable
 from ..events import Emit, LeaseRenewalFailed, LeaseRenewed, LeaseRevocationFailed, LeaseRevoked
 from ..renewal.renewer import Renewer
 from ..renewal.schedule import after_outage, granted_short, renewal
-from ..retry import Backoff, Uniform, for_lease, for_login
+from ..retry import FLOOR, Backoff, Uniform, for_lease, for_login
 from ..secret import Lease
 from ..vault.client import Forbidden, Grant, LeaseGone, VaultClient
 from .leases import Leased, Leases
@@ -59,7 +59,8 @@ class Keeper:
         self._server_down = server_down
         self.replace: Callable[[str], Outcome]
         self._closing = False
-        self._may_revoke = True
+        #: Whether the policy permits revoking leases, as far as is known.
+        self.may_revoke = True
         leases.tend = self.tend
         session.replaced = self._generation_replaced
         session.extended = leases.extend_all
@@ -138,7 +139,7 @@ class Keeper:
     def _renewal_failed(
         self, leased: Leased, failure: VaultMiddlewareError, *, gone: bool, forbidden: bool
     ) -> float | None:
-        if forbidden and not self._token_lives(leased):
+        if forbidden and not self._token_lives(leased, self._config.client_timeout):
             self._failed(leased, failure, retry_in=None)
             return None  # the lease died with its token; see generation_died
         if not gone and not forbidden:
@@ -194,9 +195,9 @@ class Keeper:
         left = leased.deadline - self._clock()
         self._emit(LeaseRenewalFailed(leased.path, leased.lease.lease_id, str(failure), left, retry_in))
 
-    def _token_lives(self, leased: Leased) -> bool:
+    def _token_lives(self, leased: Leased, timeout: float) -> bool:
         try:
-            return self._session.is_valid(leased.generation, self._timeout(leased))
+            return self._session.is_valid(leased.generation, max(FLOOR, min(timeout, self._timeout(leased))))
         except VaultMiddlewareError:
             return True  # not known
 
@@ -208,15 +209,16 @@ class Keeper:
     def _revoke(self, leased: Leased, timeout: float) -> float | None:
         """Revoke *leased*, where it is ours and we may; else it ends with its own time."""
         lease = leased.lease
-        if not self._leases.ours or not self._may_revoke or leased.generation.dead:
+        if not self._leases.ours or not self.may_revoke or leased.generation.dead:
             self._leases.end(leased)
             return None
         failure: VaultMiddlewareError | None = None
+        deadline = self._clock() + timeout
         try:
             self._client.revoke_lease(lease.lease_id, leased.generation.token, timeout)
         except Forbidden:
-            if self._token_lives(leased):
-                self._may_revoke = False  # said once; from now on leases end with their time, or our token
+            if self._token_lives(leased, deadline - self._clock()):
+                self.may_revoke = False  # said once; from now on leases end with their time, or our token
                 failure = VaultUnavailable(
                     "the server refused it; " + self._client.lease_line("revoke", lease.lease_id)
                 )
@@ -228,7 +230,7 @@ class Keeper:
             return None
         left = leased.deadline - self._clock()
         self._emit(LeaseRevocationFailed(leased.path, lease.lease_id, str(failure), left))
-        if self._may_revoke and not self._closing and (pause := self._pause(leased, failure)) is not None:
+        if self.may_revoke and not self._closing and (pause := self._pause(leased, failure)) is not None:
             return self._clock() + pause
         self._leases.end(leased)
         return None
@@ -241,7 +243,7 @@ class Keeper:
         # The longest-lived first: what is not reached in time would stay for as long.
         for leased in sorted(self._leases.live(), key=lambda leased: leased.deadline, reverse=True):
             left = deadline - self._clock()
-            if left <= 0 or not self._may_revoke:
+            if left <= 0 or not self.may_revoke:
                 return
             if leased.task.group in hanging:
                 continue  # its database does not answer, and others' leases wait
@@ -271,15 +273,18 @@ class Keeper:
             wanted = not leased.holds.draining
             self._leases.end(leased)
             if wanted:
-                leased.task.run = partial(self._restore, leased.path, for_login(self._uniform))
+                leased.task.run = partial(self._restore, leased, for_login(self._uniform))
                 self._renewer.schedule(leased.task, self._clock())
 
-    def _restore(self, path: str, backoff: Backoff) -> float | None:
-        """Fetch *path* anew, unless someone has; when to try again, while there is no new token, say."""
-        if self._closing or self._leases.current(path) is not None:
+    def _restore(self, leased: Leased, backoff: Backoff) -> float | None:
+        """Fetch the path of *leased*, which is over, anew, unless someone has; when to try again."""
+        if self._closing or self._leases.current(leased.path) is not None:
             return None
-        outcome = self.replace(path)
+        outcome = self.replace(leased.path)
+        if not isinstance(outcome, VaultMiddlewareError):
+            return None
         pause = backoff.failed(outcome) if isinstance(outcome, SecretUnavailable) else None
+        self._emit(LeaseRenewalFailed(leased.path, leased.lease.lease_id, str(outcome), 0.0, pause))
         return None if pause is None else self._clock() + pause
 
     def wake(self) -> None:

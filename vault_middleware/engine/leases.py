@@ -159,11 +159,18 @@ class Leases:
     # -- what is served
 
     def publish(
-        self, path: str, reading: Reading, generation: Generation, *, verify: Callable[[DynamicSecret], None]
+        self,
+        path: str,
+        reading: Reading,
+        generation: Generation,
+        *,
+        verify: Callable[[DynamicSecret], None] = lambda _secret: None,
+        published: Callable[[DynamicSecret], None] = lambda _secret: None,
     ) -> Entry:
         """Make the lease of *reading* the current one of *path* in one assignment; the one before it drains.
 
-        What *verify* raises is raised; then the new lease is given back, and the one before it serves on.
+        What *verify* raises is raised; then the new lease is given back, and the one before it serves on. *published* is told
+        of the new one before the old one may be revoked.
         """
         old = self._cache.entries.get(path)
         previous = self.of(old)
@@ -192,6 +199,8 @@ class Leases:
             self._emit(
                 LeaseRotated(path, reading.lease_id, previous.lease.lease_id, previous.why, leased.deadline - now)
             )
+        published(leased.secret)
+        if previous is not None:
             previous.holds.drain()
         return entry
 

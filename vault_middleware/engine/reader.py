@@ -21,7 +21,7 @@ from ..errors import (
 )
 from ..renewal.schedule import AFTER_OUTAGE
 from ..retry import FLOOR
-from ..secret import Secret
+from ..secret import DynamicSecret, Secret
 from ..vault.client import Forbidden, Reading, VaultClient
 from ..vault.paths import validate
 from ..workers import Workers
@@ -314,28 +314,44 @@ class Reader:
 
     def _publish(self, key: Key, path: str, reading: Reading, generation: Generation, deadline: float) -> Entry:
         """Make *reading* what is served, once it has passed its probe."""
-        old = self._cache.entries.get(key)
-        if self._closing.is_set() and not reading.lease_id:
-            raise self.unavailable(path, "the manager is closed")
-        before = None if old is None else old.secret
         if reading.lease_id:
-            entry = self._leases.publish(
-                path, reading, generation, verify=lambda secret: self._verification.check(secret, self._left(deadline))
-            )
-            leased = self._leases.of(entry)
-            if self._closing.is_set() and leased is not None:
-                self._keeper.disown(leased)
-                raise self.unavailable(path, "the manager is closed")
-            # An entry goes with its lease, but whoever is told of changes may still use what it held.
-            before = self._last.get(path, before)
-            self._remember(path, entry.secret)
-        else:
-            new = Secret(path, reading.data, version=reading.version, request_id=reading.request_id)
-            if key == path and (before is None or not same_values(before, new, reading)):
-                self._verification.check(new, self._left(deadline))
-            entry = self._statics.publish(key, path, reading, old)
-        if before is not None and not same_values(before, entry.secret, reading):
+            return self._publish_lease(path, reading, generation, deadline)
+        if self._closing.is_set():
+            raise self.unavailable(path, "the manager is closed")
+        old = self._cache.entries.get(key)
+        before = None if old is None else old.secret
+        new = Secret(path, reading.data, version=reading.version, request_id=reading.request_id)
+        changed = before is None or not same_values(before, new, reading)
+        if changed and key == path:
+            self._verification.check(new, self._left(deadline))
+        entry = self._statics.publish(key, path, reading, old)
+        if changed and before is not None:
             self._tell(path, entry.secret)
+        return entry
+
+    def _publish_lease(self, path: str, reading: Reading, generation: Generation, deadline: float) -> Entry:
+        old = self._cache.entries.get(path)
+
+        def published(new: DynamicSecret) -> None:
+            # An entry goes with its lease, but whoever is told of changes may still use what it held.
+            before = self._last.get(path, None if old is None else old.secret)
+            self._remember(path, new)
+            if self._closing.is_set():
+                return  # nobody is to have it
+            if before is not None and not same_values(before, new, reading):
+                self._tell(path, new)
+
+        entry = self._leases.publish(
+            path,
+            reading,
+            generation,
+            verify=lambda new: self._verification.check(new, self._left(deadline)),
+            published=published,
+        )
+        leased = self._leases.of(entry)
+        if self._closing.is_set() and leased is not None:
+            self._keeper.disown(leased)
+            raise self.unavailable(path, "the manager is closed")
         return entry
 
     def _remember(self, path: str, secret: Secret) -> None:

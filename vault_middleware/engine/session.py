@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ..config import SecretConfig
 from ..errors import AuthenticationError, VaultMiddlewareError, VaultUnavailable
-from ..events import Emit, LoggedIn, LoginFailed, TokenRenewalFailed, TokenRenewed, TokenRevoked
+from ..events import Emit, LoggedIn, LoginFailed, TokenRenewalFailed, TokenRenewed, TokenRevocationFailed, TokenRevoked
 from ..renewal.renewer import Renewer, Task
 from ..renewal.schedule import after_outage, first_renewal, granted_short, in_time, relogin_margin, renewal, rotation
 from ..retry import Uniform, for_lease, for_login
@@ -355,11 +355,14 @@ class Session:
             self._generations.discard(generation)
         if not generation.token.owned or generation.dead:
             return
+        failure: VaultMiddlewareError | None = None
         try:
             self._client.revoke_token(generation.token, timeout)
-        except VaultMiddlewareError:
-            return  # it ends with its own time
-        self._emit(TokenRevoked())
+        except VaultMiddlewareError as error:
+            failure = error
+        generation.revoked = failure is None
+        left = generation.token.deadline - self._clock()
+        self._emit(TokenRevoked() if failure is None else TokenRevocationFailed(str(failure), left))
 
     def forget(self) -> None:
         """The manager has stopped: no token is kept."""
@@ -376,9 +379,22 @@ class Session:
             generations = list(self._generations)
         for generation in generations:
             left = deadline - self._clock()
-            if left <= 0:
-                return
-            self._revoke(generation, left)
+            if left > 0:
+                self._revoke(generation, left)
+            else:
+                self._leave(generation, "the time for the stop was over; raise VAULT_SHUTDOWN_TIMEOUT")
+
+    def leave(self, reason: str) -> None:
+        """Revoke nothing, for *reason*: every token of ours ends with its own time."""
+        with self._lock:
+            self._closed = True
+            generations = list(self._generations)
+        for generation in generations:
+            self._leave(generation, reason)
+
+    def _leave(self, generation: Generation, reason: str) -> None:
+        if generation.token.owned and not generation.dead:
+            self._emit(TokenRevocationFailed(reason, generation.token.deadline - self._clock()))
 
 
 def _shared(future: Future[T | VaultMiddlewareError], timeout: float) -> T:

@@ -14,6 +14,7 @@ from ..events import (
     LeaseRevocationFailed,
     LeaseRevoked,
     LeaseRotated,
+    LeasesLeft,
     LoggedIn,
     LoginFailed,
     ServerDown,
@@ -22,6 +23,7 @@ from ..events import (
     Stopped,
     TokenRenewalFailed,
     TokenRenewed,
+    TokenRevocationFailed,
     TokenRevoked,
 )
 
@@ -86,6 +88,25 @@ class OperationalLog:
                     _plain(event.secret_path),
                     _plain(event.reason),
                     _seconds(event.ttl_left),
+                )
+            case TokenRevocationFailed():
+                log.warning(
+                    "a token of ours was not revoked: %s. It ends by itself within %s",
+                    _plain(event.reason),
+                    _seconds(event.ttl_left),
+                )
+            case LeasesLeft():
+                ends = (
+                    f"they end by themselves within {_seconds(event.ttl_left)}"
+                    if event.ttl_left
+                    else "nothing is to be done"
+                )
+                log.log(
+                    logging.WARNING if event.ttl_left else logging.INFO,
+                    "the stop did not come to %d of our leases: %s; %s",
+                    event.count,
+                    _plain(event.reason),
+                    ends,
                 )
             case LeaseRotated():
                 log.info(

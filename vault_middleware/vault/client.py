@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -21,20 +20,18 @@ from ..errors import (
     VaultUnavailable,
 )
 from ..retry import FLOOR, Uniform, for_read
-from . import answers, faults, policies
+from . import answers, policies
 from .answers import Forbidden, Grant, LeaseGone, Reading, Token
 from .auth import Login
 from .bridge import Bridge
-from .paths import Mount, Mounts, encode, hint
+from .mounts import Mounts, described
+from .paths import Mount, encode, hint
 from .transport import Answer, Transport
 
 __all__ = ["Forbidden", "Grant", "LeaseGone", "Reading", "Token", "VaultClient"]
 
 #: Second segments that hold leases and not keys, for where VAULT_KV_VERSION is all that is known of a mount.
 _NOT_KV = frozenset({"creds", "static-cred", "static-creds"})
-
-#: What a mount's type looks like: ``kv``, ``database``, a plugin's name.
-_TYPE = re.compile(r"[\w.:@+/-]{1,128}", re.ASCII)
 
 
 class VaultClient:
@@ -59,7 +56,7 @@ class VaultClient:
         self._closing = closing or threading.Event()
         self._transport = Transport(config, clock=clock, on_call=on_call, closing=self._closing)
         self._login = Login(config, self._transport, clock=clock)
-        self._mounts = Mounts()
+        self._mounts = Mounts(clock=clock)
         self._proxied = config.auth_method == "proxy"
 
     @property
@@ -141,9 +138,10 @@ class VaultClient:
 
     def revoke_token(self, token: Token, timeout: float) -> None:
         """Revoke *token*, and with it every lease it made."""
+        deadline = self._clock() + timeout
         answer: Answer = TokenAPI(self._bridge("revoke_token", timeout, token, namespace=token.namespace)).revoke_self()
         if answer.status == 403:
-            if not self.token_is_valid(token, timeout):
+            if not self.token_is_valid(token, max(FLOOR, deadline - self._clock())):
                 return  # which is what was wanted
             line = policies.call_line("auth/token/revoke-self")
             raise VaultUnavailable(f"the policy refuses to revoke our token; add this line to it: {line}")
@@ -162,7 +160,7 @@ class VaultClient:
     # -- secrets
 
     def mount_of(self, path: str, token: Token, timeout: float) -> Mount:
-        """The mount that *path* lies in; asked for once a mount.
+        """The mount that *path* lies in; asked for once a mount, also where many want to know at once.
 
         Raises
         ------
@@ -172,11 +170,8 @@ class VaultClient:
         if (assumed := self._assumed(path)) is not None:
             return assumed  # and not remembered: it costs nothing, and whoever makes up names makes up mounts
         full = self._full(path)
-        mount = self._mounts.of(full)
-        if mount is None:
-            mount = self._ask_for_mount(full, token, timeout)
-            self._mounts.add(mount)
-        return mount
+        first = path.partition("/")[0]
+        return self._mounts.find(full, first, timeout, lambda left: self._ask_for_mount(full, token, left))
 
     def _assumed(self, path: str) -> Mount | None:
         """What VAULT_KV_VERSION makes of *path*: its first segment is the mount."""
@@ -194,18 +189,7 @@ class VaultClient:
         if answer.status in (400, 403, 404):
             raise Forbidden
         self._only_success(answer)
-        data = answer.body.get("data")
-        where = data.get("path") if isinstance(data, dict) else None
-        if not isinstance(data, dict) or not isinstance(where, str) or not isinstance(data.get("type"), str):
-            raise faults.not_vault(self._server, "a mount without path and type")
-        if not where.endswith("/") or not f"{full}/".startswith(where):
-            raise faults.not_vault(self._server, "a mount that the path does not lie in")
-        if not _TYPE.fullmatch(data["type"]):  # it is named in messages
-            raise faults.not_vault(self._server, "a mount of no type that Vault has")
-        options = data.get("options")
-        version = options.get("version") if isinstance(options, dict) else None
-        is_kv = data["type"] in ("kv", "generic")
-        return Mount(where, data["type"], (2 if version == "2" else 1) if is_kv else None)
+        return described(answer, full, self._server)
 
     def read(
         self, path: str, token: Token, *, version: int | None, timeout: float, correlation_id: str | None
@@ -314,6 +298,10 @@ class VaultClient:
             raise Forbidden
         if answer.status != 400 or "lease not found" not in answer.errors:
             self._only_success(answer)
+
+    def ends_with(self, token: Token, lease_id: str) -> bool:
+        """Whether revoking *token* ends a lease that it made: OpenBao leaves those in another namespace than the token's."""
+        return self._lease_at(lease_id) == token.namespace
 
     def lease_line(self, call: str, lease_id: str) -> str:
         """What to add to the policy so that ``sys/leases/{call}`` is permitted for *lease_id*."""

@@ -1,4 +1,4 @@
-"""Secret paths: what may be asked for, how it is written into a URL, and which mount it belongs to."""
+"""Secret paths: what may be asked for, how it is written into a URL, and what is said of one that is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from ..errors import InvalidSecretPath
 
-__all__ = ["MAX_BYTES", "Mount", "Mounts", "encode", "hint", "validate"]
+__all__ = ["MAX_BYTES", "Mount", "encode", "hint", "validate"]
 
 #: The longest path, in bytes of UTF-8.
 MAX_BYTES: Final = 1024
@@ -24,8 +24,10 @@ _DANGEROUS: Final = frozenset("./\\%?#")
 _RESERVED: Final = frozenset({"auth", "cubbyhole", "identity", "sys"})
 
 
-def validate(path: object) -> str:
+def validate(path: object, namespace: str = "") -> str:
     """*path* itself, if it is safe to send; a hostile part of it can then reach nothing beside or above it.
+
+    It is relative to *namespace*, which serves for the message alone.
 
     Raises
     ------
@@ -34,7 +36,7 @@ def validate(path: object) -> str:
         ``?``, ``#``, ``%``, a backslash, a control character, white space at a segment's edge, a character that normalises
         to one of these, or something that is not UTF-8; or belongs to the server (``sys``, ``auth``).
     """
-    problem = _problem(path)
+    problem = _problem(path, namespace)
     if problem is None:
         assert isinstance(path, str)
         return path
@@ -42,13 +44,13 @@ def validate(path: object) -> str:
     raise InvalidSecretPath(path if isinstance(path, str) else "", f"the secret path {shown} is refused: {problem}")
 
 
-def _problem(path: object) -> str | None:
+def _problem(path: object, namespace: str) -> str | None:
     if not isinstance(path, str):
         return "a path is a string such as 'api-gateway/api-key'; pass one"
     if not path:
         return "it is empty; pass one such as 'api-gateway/api-key'"
     if path.startswith("/"):
-        return f"a path is relative to VAULT_NAMESPACE; write it as {path.lstrip('/')[:80]!r}"
+        return f"a path is relative to VAULT_NAMESPACE; write it as {_relative(path.lstrip('/'), namespace)[:80]!r}"
     try:
         size = len(path.encode())
     except UnicodeEncodeError:
@@ -83,10 +85,13 @@ def encode(path: str) -> str:
 
 def hint(path: str, namespace: str) -> str:
     """What to add to the message about a *path* that failed: the right spelling, if it repeats the namespace."""
-    if namespace and path.startswith(namespace + "/"):
-        right = path[len(namespace) + 1 :]
-        return f" (paths are relative to VAULT_NAMESPACE={namespace}: write {right[:80]!r})"
-    return ""
+    right = _relative(path, namespace)
+    return "" if right == path else f" (paths are relative to VAULT_NAMESPACE={namespace}: write {right[:80]!r})"
+
+
+def _relative(path: str, namespace: str) -> str:
+    """*path* without the namespace, if it repeats it."""
+    return path.removeprefix(f"{namespace}/") if namespace else path
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +101,3 @@ class Mount:
     path: str
     type: str
     kv_version: int | None
-
-
-class Mounts:
-    """The mounts that are known; read without a lock, replaced as a whole."""
-
-    def __init__(self) -> None:
-        self._by_path: dict[str, Mount] = {}
-
-    def add(self, mount: Mount) -> None:
-        """Remember *mount*."""
-        self._by_path = {**self._by_path, mount.path: mount}
-
-    def of(self, full_path: str) -> Mount | None:
-        """The mount that *full_path* lies in, if it is known. Mounts do not nest, so there is one at most."""
-        end = full_path.find("/")
-        while end != -1:
-            mount = self._by_path.get(full_path[: end + 1])
-            if mount is not None:
-                return mount
-            end = full_path.find("/", end + 1)
-        return None

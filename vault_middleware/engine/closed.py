@@ -1,0 +1,41 @@
+"""The gate of a closed manager: a read that comes too late is counted and audited as any other that gives nothing."""
+
+from __future__ import annotations
+
+from ..cache import Entry, Key
+from ..errors import InvalidSecretPath, SecretError, VaultMiddlewareError
+from ..vault.paths import validate
+from .gate import Gate, Reading
+from .reader import Reader
+
+__all__ = ["ClosedGate"]
+
+
+class ClosedGate(Gate):
+    """Refuses every read."""
+
+    def hit(self, _key: Key, _dynamic: bool, _by: Reading) -> None:
+        """Nothing: no value outlives the manager."""
+
+    def read(self, key: Key, dynamic: bool, _fresh: bool, _timeout: float | None, by: Reading) -> Entry:
+        """Raise what there is to say."""
+        raise self._failed(key, _refusal(key), "", dynamic, by)
+
+    async def aread(self, key: Key, dynamic: bool, _fresh: bool, _timeout: float | None, by: Reading) -> Entry:
+        """As :meth:`read`."""
+        raise self._failed(key, _refusal(key), "", dynamic, by)
+
+    def _failed(
+        self, key: Key, failure: VaultMiddlewareError, outcome: str, dynamic: bool, by: Reading
+    ) -> VaultMiddlewareError:
+        failure = super()._failed(key, failure, outcome, dynamic, by)
+        self._metrics.flush()  # which the renewer did, while there was one
+        return failure
+
+
+def _refusal(key: Key) -> SecretError:
+    try:
+        path = validate(key[0] if isinstance(key, tuple) else key)
+    except InvalidSecretPath as error:
+        return error.with_traceback(None)
+    return Reader.unavailable(path, "the secrets manager is closed; read secrets before it is, or start() it again")
