@@ -80,7 +80,10 @@ audit:
 
 sbom:
 	$(PYTHON) -m venv build/sbom && build/sbom/bin/pip install -q .
+	@# where it was installed from is a path of this machine
+	rm -f build/sbom/lib/python*/site-packages/vault_middleware-*.dist-info/direct_url.json
 	mkdir -p dist && $(BIN)/cyclonedx-py environment build/sbom/bin/python --output-reproducible --of JSON -o dist/sbom.json
+	SBOM=dist/sbom.json $(BIN)/python -m pytest -q tests/packaging/test_sbom.py
 
 $(VENV)/.supply: $(VENV)/.installed
 	$(BIN)/python -m pip install -qq --editable '.[supply]'

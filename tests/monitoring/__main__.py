@@ -1,7 +1,7 @@
 """A picture of what the dashboard shows: ``python -m tests.monitoring dashboard.png``, in about a minute and a half.
 
-A gateway on real servers lives through rotations, an outage of Vault and one of the database; each panel is drawn from the
-same queries as Grafana's. Needs matplotlib.
+A gateway on real servers lives through rotations, an outage of Vault and one of the database, and then leaks a value; each
+panel is drawn from the same queries as Grafana's. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from .dashboard import DASHBOARD, queries
 from .scraped import Gateway, Prometheus
 
 #: Seconds of each part of the story.
-WELL, OUTAGE, DATABASE = 22, 14, 12
+WELL, OUTAGE, DATABASE, LEAK = 22, 14, 12, 10
 
 
 def work(secrets: RequestSecrets) -> None:
@@ -42,6 +43,17 @@ def work(secrets: RequestSecrets) -> None:
         secrets.get_dynamic_secret(DYNAMIC)
     with contextlib.suppress(VaultMiddlewareError):
         secrets.get_secret("api-gateway/another")
+
+
+def leaking(*values: str) -> Callable[[RequestSecrets], str | None]:
+    """The same work; the first requests answer with *values*, one each."""
+    left = iter(values)
+
+    def spill(secrets: RequestSecrets) -> str | None:
+        work(secrets)
+        return next(left, None)
+
+    return spill
 
 
 #: What is shaded: from when to when, in Unix seconds, and in which colour.
@@ -65,6 +77,8 @@ def draw(prometheus: Prometheus, start: float, shades: Shades, file: Path) -> No
             places[panel["id"]].plot(line, label=name)
     for number, panel in panels.items():
         _dress(places[number], panel, seconds, [(begin - start, end - start, color) for begin, end, color in shades])
+    for empty in list(axes.flat)[len(panels) :]:
+        empty.set_visible(False)
     figure.savefig(file, dpi=80)
 
 
@@ -91,7 +105,7 @@ def main() -> None:
         folder = Path(all_of_it.enter_context(tempfile.TemporaryDirectory()))
         stack = all_of_it.enter_context(DevStack(lease_ttl=10, lease_max_ttl=25, token_ttl=30, token_max_ttl=60))
         stack.put_secret("api-gateway/another", {"value": "x"})
-        gateway = all_of_it.enter_context(Gateway("gateway", stack, work, VAULT_CACHE_TTL="4s"))
+        gateway = all_of_it.enter_context(Gateway("gateway", stack, work, tripwire="alarm", VAULT_CACHE_TTL="4s"))
         with Prometheus(folder, {"gateway": gateway.address}) as prometheus:
             start = time.time()
             pause(WELL)
@@ -103,6 +117,11 @@ def main() -> None:
                 server.start()
                 shades.append((begin, time.time(), color))
                 pause(WELL)
+            value: str = gateway.manager.get_secret(STATIC)["value"]
+            begin = time.time()
+            gateway.work = leaking(value, value)
+            pause(LEAK)
+            shades.append((begin, time.time(), "tab:purple"))
             draw(prometheus, start, shades, file)
     print(f"drawn: {file}")
 

@@ -50,11 +50,19 @@ class Gateway:
     Parameters
     ----------
     work
-        What each request does with its secrets; None: no requests come.
+        What each request does with its secrets; a text that it gives is the response. None: no requests come.
+    tripwire
+        The middleware's argument.
     """
 
     def __init__(
-        self, name: str, stack: DevStack, work: Callable[[RequestSecrets], object] | None, **variables: str
+        self,
+        name: str,
+        stack: DevStack,
+        work: Callable[[RequestSecrets], object] | None,
+        *,
+        tripwire: str | None = None,
+        **variables: str,
     ) -> None:
         self.name = name
         self.work = work
@@ -62,7 +70,7 @@ class Gateway:
         self.manager = SecretsManager(settings(stack, **variables), registry=registry)
         metrics = make_asgi_app(registry)
         app = Starlette(routes=[Mount("/metrics", metrics), Route("/", self._handle)])
-        app.add_middleware(VaultMiddleware, manager=self.manager, handle_errors=True)
+        app.add_middleware(VaultMiddleware, manager=self.manager, handle_errors=True, tripwire=tripwire)
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
@@ -75,9 +83,8 @@ class Gateway:
 
     async def _handle(self, request: Request) -> Response:
         work = self.work
-        if work is not None:
-            await run_in_threadpool(work, request.state.secrets)
-        return PlainTextResponse("done")
+        found = None if work is None else await run_in_threadpool(work, request.state.secrets)
+        return PlainTextResponse(found if isinstance(found, str) else "done")
 
     def _load(self) -> None:
         with httpx.Client(trust_env=False, timeout=20) as client:

@@ -37,6 +37,7 @@ EXPECTED: dict[str, tuple[set[str], set[str]]] = {
     # Its log-ins fail too; whether for long enough before the token ends is left to the schedule.
     "token-ending": ({"TokenExpiring"}, {"LoginsFailing"}),
     "disk-full": ({"AuditFailing"}, set()),
+    "leaking": ({"LeakFound"}, set()),
     "renewer-dead": ({"RenewerStalled"}, set()),
     "denied": ({"ReadsDenied"}, set()),
     "always-fresh": ({"CacheMissesHigh"}, set()),
@@ -69,6 +70,17 @@ def reading(path: str, **how: bool) -> Callable[[RequestSecrets], None]:
     return work
 
 
+def leaking_once() -> Callable[[RequestSecrets], str | None]:
+    """Requests of which the first one answers with a secret's value."""
+    first = iter([True])
+
+    def work(secrets: RequestSecrets) -> str | None:
+        value: str = secrets.get_secret(STATIC)["value"]
+        return value if next(first, False) else None
+
+    return work
+
+
 @pytest.fixture(scope="module")
 def observed(_at_length: None, stack: DevStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("prometheus")
@@ -82,13 +94,14 @@ def observed(_at_length: None, stack: DevStack, tmp_path_factory: pytest.TempPat
         gateways = {
             gateway.name: all_of_it.enter_context(gateway)
             for gateway in (
-                Gateway("healthy", stack, usual),
+                Gateway("healthy", stack, usual, tripwire="alarm"),
                 Gateway("server-down", down, usual, VAULT_CACHE_TTL="2s"),  # or nothing is asked of it for minutes
                 Gateway("server-down-uncached", down, usual),
                 Gateway("database-down", database, usual),
                 Gateway("login-refused", login, None, VAULT_STARTUP="lazy"),
                 Gateway("token-ending", login, None),
                 Gateway("disk-full", stack, None, VAULT_AUDIT_LOG="/dev/full"),
+                Gateway("leaking", stack, static, tripwire="alarm"),
                 Gateway("renewer-dead", stack, static),
                 Gateway("denied", stack, static),
                 Gateway("always-fresh", stack, static),
@@ -110,6 +123,7 @@ def _break(gateways: dict[str, Gateway], down: DevStack, database: DevStack, log
     with contextlib.suppress(SecretUnavailable):
         gateways["login-refused"].manager.get_secret(STATIC)
     gateways["disk-full"].work = static
+    gateways["leaking"].work = leaking_once()
     gateways["denied"].work = reading("not-permitted/at-all")
     gateways["always-fresh"].work = reading(STATIC, fresh=True)
     gateways["renewer-dead"].manager._engine.renewer.stop(2.0)

@@ -138,6 +138,8 @@ class Metrics:
                 self._leaks = Counter(
                     "vault_secret_leaks", "Live values that the tripwire found.", ["where"], registry=registry
                 )
+                for where in ("header", "body", "log"):  # from 0 on, or the first leak would be no increase
+                    self._leaks.labels(where)
 
     # -- state
 
