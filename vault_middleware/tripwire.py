@@ -94,6 +94,7 @@ class Tripwire:
         self._token: tuple[int, list[tuple[int, _Print]]] = (0, [])
         self._prints: dict[int, list[_Print]] = {}
         self._hashes: frozenset[int] = frozenset()
+        self._gone = False
         self._lock = threading.Lock()
         manager._metrics.expect_leaks()
 
@@ -107,16 +108,17 @@ class Tripwire:
             secrets[id(leased.secret)] = leased.secret
         generation = engine.session.current
         token = generation.token.value if generation is not None else ""
-        if secrets.keys() == self._known.keys() and hash(token) == self._token[0]:
+        if not self._gone and secrets.keys() == self._known.keys() and hash(token) == self._token[0]:
             return
         with self._lock:
+            self._gone = False  # what is in secrets lives until the end of this
             known = {}
             for number, secret in secrets.items():
                 old = self._known.get(number)
                 if old is not None and old[0]() is secret:
                     known[number] = old
                 else:
-                    known[number] = weakref.ref(secret), list(self._printed(secret.path, secret))
+                    known[number] = weakref.ref(secret, self._went), list(self._printed(secret.path, secret))
             if hash(token) != self._token[0]:
                 self._token = hash(token), list(self._print_of("the token", token))
             prints: dict[int, list[_Print]] = {}
@@ -124,6 +126,10 @@ class Tripwire:
                 for window, print_ in each:
                     prints.setdefault(window, []).append(print_)
             self._known, self._prints, self._hashes = known, prints, frozenset(prints)
+
+    def _went(self, _secret: weakref.ref[Any]) -> None:
+        """One that is known is no more: what comes next may have its very id."""
+        self._gone = True
 
     def _printed(self, path: str, value: Any) -> Iterator[tuple[int, _Print]]:
         """The prints of every text in *value*, a tree of JSON."""

@@ -50,9 +50,15 @@ def websocket_scope(path: str = "/") -> dict[str, Any]:
     return scope
 
 
-def once(app: ASGIApp, scope: dict[str, Any], *messages: Message, receive: Receive | None = None) -> list[Message]:
-    """What *app* sends, if it receives *messages* and then nothing more."""
-    sent: list[Message] = []
+def once(
+    app: ASGIApp,
+    scope: dict[str, Any],
+    *messages: Message,
+    receive: Receive | None = None,
+    sent: list[Message] | None = None,
+) -> list[Message]:
+    """What *app* sends, if it receives *messages* and then nothing more; in *sent* too, where it may raise."""
+    sent = [] if sent is None else sent
     waiting = list(messages)
 
     async def receiving() -> Message:

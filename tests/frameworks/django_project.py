@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import django
 from django.apps import apps
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import override_settings
 from django.urls import path
 
@@ -101,7 +102,41 @@ def manager_is(request: HttpRequest) -> HttpResponse:
     return HttpResponse(repr(request.state.secrets_manager))
 
 
+def leak(request: HttpRequest) -> HttpResponse:
+    value = request.state.secrets.get_secret(STATIC)["value"]
+    response = HttpResponse(f"<{value}>" if request.GET["in"] == "body" else "fine")
+    if request.GET["in"] == "header":
+        response["X-Key"] = value
+    elif request.GET["in"] == "cookie":
+        response.set_cookie("key", value)
+    response._resource_closers.append(lambda: seen.append("closed"))
+    return response
+
+
+def leak_stream(request: HttpRequest) -> StreamingHttpResponse:
+    value = request.state.secrets.get_secret(STATIC)["value"]
+    return StreamingHttpResponse(iter(["begun, ", value[:9], value[9:], " the end"]))
+
+
+async def aleak_stream(request: HttpRequest) -> StreamingHttpResponse:
+    value = (await request.state.secrets.aget_secret(STATIC))["value"]
+
+    async def body() -> AsyncIterator[str]:
+        for piece in ("begun, ", value[:9], value[9:], " the end"):
+            yield piece
+
+    return StreamingHttpResponse(body())
+
+
+def leak_file(request: HttpRequest) -> FileResponse:
+    return FileResponse(io.BytesIO(request.state.secrets.get_secret(STATIC)["value"].encode()))
+
+
 urlpatterns = [
+    path("leak", leak),
+    path("leak/stream", leak_stream),
+    path("leak/astream", aleak_stream),
+    path("leak/file", leak_file),
     path("view", view),
     path("aview", aview),
     path("stream", stream),

@@ -7,8 +7,10 @@ import gc
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.core.checks import CheckMessage
@@ -17,14 +19,17 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.test import AsyncClient, Client, override_settings
 from starlette.types import Message
 from werkzeug.test import Client as WSGIClient
+from werkzeug.test import create_environ
 
-from tests.fakes import STATIC, FakeVault, audit_lines, manager_over
+from tests.fakes import DYNAMIC, STATIC, FakeVault, audit_lines, manager_over
 from vault_middleware import SecretsManager, current_secrets
-from vault_middleware.errors import AccessorClosed, ConfigurationError
+from vault_middleware.engine import engine
+from vault_middleware.errors import AccessorClosed, ConfigurationError, SecretUnavailable, VaultMiddlewareError
 from vault_middleware.integrations.django import VaultMiddleware, check_settings, secrets_manager
 
 from .asking import CLOSED, OPEN, get, http_scope, once
 from .django_project import MIDDLEWARE, holding, passing_sync, project, seen
+from .leaking import Leaking
 
 PASSING = f"{passing_sync.__module__}.passing_sync"
 
@@ -48,6 +53,13 @@ def asgi(path: str) -> Any:
 
 def wsgi(path: str) -> Any:
     return WSGIClient(WSGIHandler()).get(path, buffered=True)
+
+
+def collect() -> None:
+    """Collect what a response that failed half-way under ASGI left: the request's own body, which Django leaves open then."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @stacks
@@ -88,9 +100,7 @@ def test_a_body_that_fails_closes_the_accessor_under_asgi() -> None:
     try:
         asgi("/astream?fail=1")
         assert repr(seen[0]) == CLOSED
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # the request's own body, which Django leaves open then
-            gc.collect()
+        collect()
     finally:
         gc.enable()
 
@@ -184,14 +194,100 @@ def test_threads_that_ask_for_the_manager_at_once_get_the_same_one() -> None:
     assert len(found) == 1
 
 
+def test_with_other_settings_the_manager_that_was_made_before_is_closed(vault: FakeVault) -> None:
+    values = {"VAULT_ADDR": "http://127.0.0.1:1", "VAULT_AUDIT_LOG": "off"}
+    with patch.object(engine, "VaultClient", vault), override_settings(VAULT_MIDDLEWARE=values):
+        made = secrets_manager()
+        assert Client().get("/view").text == "value-1"
+        made.get_dynamic_secret(DYNAMIC)
+        assert made.started
+        with override_settings(VAULT_MIDDLEWARE={**values, "VAULT_ROLE": "another"}):
+            assert not made.started
+            assert vault.tokens_revoked == 1
+            assert secrets_manager() is not made
+            another = secrets_manager()
+        assert secrets_manager() not in (made, another)
+    with pytest.raises(SecretUnavailable, match="closed"):
+        made.get_secret(STATIC)
+
+
+def test_a_manager_of_the_projects_own_stays_open_with_other_settings(manager: SecretsManager) -> None:
+    assert Client().get("/view").text == "value-1"
+    with override_settings(VAULT_MIDDLEWARE={"MANAGER": manager}):
+        assert manager.started
+    assert manager.get_secret(STATIC)["value"] == "value-1"
+
+
+# -- the tripwire
+
+
+@contextmanager
+def tripwire(leaking: Leaking, mode: str) -> Iterator[None]:
+    with override_settings(VAULT_MIDDLEWARE={"MANAGER": leaking.manager, "TRIPWIRE": mode}):
+        yield
+
+
+@stacks
+@pytest.mark.parametrize("ask", [wsgi, asgi])
+@pytest.mark.parametrize(("place", "where"), [("body", "body"), ("header", "header"), ("cookie", "header")])
+def test_a_live_value_in_a_response_raises_an_alarm_and_is_held_back_where_that_is_wanted(
+    leaking: Leaking, ask: Any, place: str, where: str, middleware: list[str]
+) -> None:
+    for number, (mode, status, action) in enumerate((("alarm", 200, "let through"), ("block", 500, "held back")), 1):
+        with tripwire(leaking, mode), override_settings(MIDDLEWARE=middleware):
+            answer = ask(f"/leak?in={place}")
+        assert answer.status_code == status
+        assert (leaking.value() in answer.text + str(answer.headers)) == (mode == "alarm")
+        assert leaking.counted(where) == number
+        line = audit_lines(leaking.audit, "leak_found")[-1]
+        read = audit_lines(leaking.audit, "secret_access")[-2]  # the last is this test's own
+        assert (line["where"], line["action"]) == (where, action)
+        assert line["request_id"] == read["request_id"]
+        assert seen == ["closed"] * number, "what the response has open is closed, whether it is sent or not"
+
+
+@pytest.mark.parametrize("path", ["/leak/stream", "/leak/astream", "/leak/file"])
+@pytest.mark.parametrize("ask", [wsgi, asgi])
+@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
+def test_a_streamed_body_is_looked_at_piece_by_piece_and_ends_where_it_stands(
+    leaking: Leaking, ask: Any, path: str
+) -> None:
+    with tripwire(leaking, "alarm"):
+        assert leaking.value() in ask(path).text
+    assert leaking.counted("body") == 1
+    with tripwire(leaking, "block"):
+        if ask is wsgi:
+            body = WSGIHandler()(create_environ(path), lambda *_start: None)
+            with closing(body), pytest.raises(VaultMiddlewareError, match="held back"):
+                list(body)
+        else:
+            sent: list[Any] = []
+            with suppress(VaultMiddlewareError):
+                once(ASGIHandler(), http_scope(path), {"type": "http.request"}, sent=sent)
+            assert leaking.value().encode() not in b"".join(message.get("body", b"") for message in sent)
+            assert not any(message["type"] == "http.response.body" and not message.get("more_body") for message in sent)
+            collect()
+    assert leaking.counted("body") == 2
+
+
+@pytest.mark.parametrize("mode", ["alarm", "block"])
+def test_a_response_without_a_live_value_goes_out_as_it_is(leaking: Leaking, mode: str) -> None:
+    with tripwire(leaking, mode):
+        assert wsgi("/leak?in=none").text == "fine"
+        assert asgi("/leak?in=none").text == "fine"
+        assert wsgi("/stream").text == asgi("/astream").text == "user-1user-1"
+    assert audit_lines(leaking.audit, "leak_found") == []
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
+        ({"TRIPWIRE": "loud"}, "'alarm' nor 'block'"),
         ({"VAULT_CLIENT_TIMEOUT": "soon"}, "VAULT_CLIENT_TIMEOUT"),
         ({"VAULT_ROLLE": "x"}, "VAULT_ROLLE"),
         (["VAULT_ROLE"], "VAULT_MIDDLEWARE"),
     ],
-    ids=["value", "name", "kind"],
+    ids=["tripwire", "value", "name", "kind"],
 )
 def test_a_wrong_setting_fails_the_start_and_is_an_error_of_the_checks(values: Any, named: str) -> None:
     with override_settings(VAULT_MIDDLEWARE=values):

@@ -8,12 +8,13 @@ from typing import Any
 import flask
 import pytest
 
-from tests.fakes import DYNAMIC, STATIC, FakeVault, manager_over
+from tests.fakes import DYNAMIC, STATIC, FakeVault, audit_lines, manager_over
 from vault_middleware import SecretConfig, SecretsManager
 from vault_middleware.errors import AccessorClosed, ConfigurationError
 from vault_middleware.integrations.flask import Vault, current_secrets
 
 from .asking import CLOSED, OPEN
+from .leaking import Leaking
 
 seen: list[Any] = []
 
@@ -149,6 +150,40 @@ def test_a_wrong_setting_fails_when_the_application_is_made() -> None:
     app.config["VAULT_CLIENT_TIMEOUT"] = "soon"
     with pytest.raises(ConfigurationError, match="VAULT_CLIENT_TIMEOUT"):
         Vault(app)
+
+
+@pytest.mark.parametrize(("path", "where"), [("/body", "body"), ("/header", "header")])
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "by init_app"])
+def test_a_live_value_in_a_response_raises_an_alarm_and_is_held_back_where_that_is_wanted(
+    leaking: Leaking, path: str, where: str, late: bool
+) -> None:
+    for mode, status, action in (("alarm", 200, "let through"), ("block", 500, "held back")):
+        app = flask.Flask(__name__)
+        if late:
+            Vault(tripwire=mode, manager=leaking.manager).init_app(app)
+        else:
+            Vault(app, leaking.manager, tripwire=mode)
+
+        @app.get("/body")
+        def body() -> str:
+            return leaking.value()
+
+        @app.get("/header")
+        def header() -> flask.Response:
+            return flask.Response("fine", headers={"X-Key": leaking.value()})
+
+        before = leaking.counted(where)
+        answer = app.test_client().get(path, buffered=True, headers={"X-Request-ID": "asked"})
+        assert answer.status_code == status
+        assert (leaking.value() in answer.text + str(answer.headers)) == (mode == "alarm")
+        assert leaking.counted(where) == before + 1
+        line = audit_lines(leaking.audit, "leak_found")[-1]
+        assert (line["where"], line["action"], line["request_id"]) == (where, action, "asked")
+
+
+def test_a_tripwire_that_is_none_fails_when_the_application_is_made(manager: SecretsManager) -> None:
+    with pytest.raises(ConfigurationError, match="'alarm' nor 'block'"):
+        Vault(flask.Flask(__name__), manager, tripwire="loud")
 
 
 def test_twice_on_one_application_is_an_error_that_says_so(app: flask.Flask, manager: SecretsManager) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.integration.support import DYNAMIC, JWT, STATIC, asked, eventually, running
+from tests.integration.support import DYNAMIC, JWT, STATIC, answers, asked, eventually, running, serve
 from tests.reliability.network import Balancer, Chaos
 from vault_middleware import SecretsManager
 from vault_middleware.devstack import Cluster, DevStack, Proxy
@@ -61,6 +64,39 @@ def test_managers_behind_one_proxy_share_one_lease(stack: DevStack, proxy: Proxy
         first, second = one.get_dynamic_secret(DYNAMIC), other.get_dynamic_secret(DYNAMIC)
     assert first.lease.lease_id == second.lease.lease_id
     assert len(asked(stack, CREDS)) == before + 1
+
+
+@pytest.mark.parametrize("over", ["address", "unix_address"])
+def test_four_gunicorn_workers_behind_one_proxy_share_one_lease_and_their_stop_leaves_it(
+    stack: DevStack, proxy: Proxy, tmp_path: Path, over: str
+) -> None:
+    before, creds = len(stack.bao.audit_log()), len(asked(stack, CREDS))
+    alone = {"VAULT_KUBERNETES_TOKEN_PATH": "/nowhere"}  # no worker could log in by itself
+    more = {**proxy.environ, **alone, "VAULT_ADDR": getattr(proxy, over)}
+    command = ("gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "4", "--log-level", "warning", "gateways:wsgi")
+    users: set[str] = set()  # as PostgreSQL calls who logs in
+    with serve(command, stack, tmp_path, root=Path(__file__).parent, **more) as gunicorn:
+        eventually(lambda: answers(gunicorn), "the server to answer")
+
+        def all_have_read() -> bool:  # a worker starts its manager at its first read
+            answer = httpx.get(f"{gunicorn.url}/who", trust_env=False, timeout=20)
+            assert answer.status_code == 200, gunicorn.log.read_text()
+            users.add(answer.text)
+            return len({line["pid"] for line in gunicorn.lines("start")}) == 4
+
+        eventually(all_have_read, "each of the four workers to read")
+        (user,) = users
+        assert user.startswith("v-")
+        assert len(asked(stack, CREDS)) == creds + 1
+        gunicorn.process.send_signal(signal.SIGTERM)
+        gunicorn.process.wait(30)
+        assert len({line["pid"] for line in gunicorn.lines("stop")}) == 4
+    assert not [line for line in stack.bao.audit_log()[before:] if "revoke" in line["request"]["path"]]
+    assert user in stack.postgres.users()
+    with behind(stack, proxy, VAULT_ADDR=more["VAULT_ADDR"]) as another:
+        credential = another.get_dynamic_secret(DYNAMIC)
+        assert credential["username"] == user
+        assert logs_in(stack, credential)
 
 
 def test_our_stop_leaves_the_proxys_token_and_the_shared_lease_alone(stack: DevStack, proxy: Proxy) -> None:

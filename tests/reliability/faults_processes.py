@@ -17,8 +17,10 @@ from typing import Any
 import httpx
 
 from tests.integration.support import DYNAMIC, STATIC, answers, eventually, serve
+from tests.servers.ledger import ledger
 from vault_middleware import SecretsManager, VaultMiddleware
 from vault_middleware.devstack import DevStack
+from vault_middleware.devstack.process import wait_until
 from vault_middleware.errors import SecretUnavailable
 
 from .load import Load, Report, watched
@@ -180,8 +182,8 @@ def _in_child(work: Callable[[], object]) -> str:
 def fork_with_a_live_manager(short: bool) -> Report:
     times = 4 if short else 20
     report = Report("fork with a live manager", f"{times} children under load; each reads, and closes in order")
-    with DevStack() as stack, watched(report, stack) as manager:
-        with Load(manager, stack, report):
+    with DevStack() as stack:
+        with watched(report, stack) as manager, Load(manager, stack, report):
             before = manager.get_dynamic_secret(DYNAMIC)["username"]
 
             def child() -> list[str]:
@@ -210,6 +212,11 @@ def fork_with_a_live_manager(short: bool) -> Report:
             report.require(
                 stack.postgres.can_log_in(before, after["password"]), "the parent's credential does not work"
             )
+        log = ledger(stack)
+        report.calls = log.requests  # the children's too
+        report.require(len(log.tokens) == times + 1, f"{len(log.tokens)} log-ins for {times} children and their parent")
+        report.require(not log.kept, f"{len(log.kept)} tokens were not revoked")
+        report.notes.append(f"{len(log.tokens)} log-ins with the children's, {len(log.revoked)} tokens revoked")
     settle(report)
     return report
 
@@ -240,20 +247,21 @@ def preloaded_workers_one_killed(short: bool) -> Report:
             def ask() -> None:
                 answer = httpx.get(f"{running.url}/who", trust_env=False, timeout=20)
                 report.requests += 1
+                report.logins += 1
                 if answer.status_code != 200:
                     report.failures.append(f"status {answer.status_code}: {running.log.read_text()[-300:]}")
 
             def all_have_answered() -> bool:
                 ask()
                 workers.add(httpx.get(f"{running.url}/pid", trust_env=False).text)
-                return len(workers) == 4 and len({line["pid"] for line in running.lines("start")}) >= 4
+                return len(workers) == 4 and len(set(ledger(stack).leases.values())) >= 4
 
-            eventually(all_have_answered, "all four workers to have started", 30)
+            eventually(all_have_answered, "all four workers to have a lease", 30)
             killed = int(workers.pop())
-            users = set(stack.postgres.users())
+            held = set(stack.leases())
             os.kill(killed, signal.SIGKILL)
-            eventually(
-                lambda: len(stack.leases()) < len(users), "the killed worker's lease to end by its TTL", 3 * ttl + 10
+            ended = eventually(
+                lambda: held - set(stack.leases()), "the killed worker's lease to end by its TTL", 3 * ttl + 10
             )
             for _ in range(50):
                 try:
@@ -265,8 +273,20 @@ def preloaded_workers_one_killed(short: bool) -> Report:
             stopped = {line["pid"] for line in running.lines("stop")}
             started = {line["pid"] for line in running.lines("start")}
             report.require(started - stopped == {killed}, f"not closed in order: {started - stopped}")
-        eventually(lambda: not stack.leases(), "the last leases to end", ttl + 5)
-        report.notes.append(f"{len(started)} workers started, {len(stopped)} closed in order, 1 killed")
+        wait_until(lambda: not stack.leases(), 5)
+        report.leases_left = len(stack.leases())
+        for name in ("lease_renewed", "lease_rotated", "login", "token_renewed"):
+            report.events[name] = len(running.lines(name))
+        log = ledger(stack)
+        report.calls = log.requests
+        # Whoever was told to stop has given its token back, and its leases with it; the killed one alone could not.
+        report.require(len(ended) == 1, f"{len(ended)} leases ended, not the killed worker's alone")
+        report.require(len(log.tokens) == len(started), f"{len(log.tokens)} tokens for {len(started)} workers")
+        kept = {log.leases[lease] for lease in ended}
+        report.require(log.kept == kept, f"{len(log.kept - kept)} tokens were not revoked by the stop")
+        report.notes.append(
+            f"{len(started)} workers started, {len(stopped)} closed in order with {len(log.revoked)} tokens revoked, 1 killed"
+        )
     report.seconds = time.monotonic() - began
     settle(report)
     return report

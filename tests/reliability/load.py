@@ -28,16 +28,25 @@ STATICS, DYNAMICS = (STATIC, JWT), (DYNAMIC,)
 
 @dataclass
 class Report:
-    """What was done, and what came of it."""
+    """What was done, and what came of it; None where it was not measured.
+
+    Attributes
+    ----------
+    misses
+        How many reads needed a server call of their own after warm-up.
+    calls
+        How many calls to the server there were in all, the log-in and the stop included.
+    """
 
     name: str
     done: str = ""
     requests: int = 0
     logins: int = 0
     failures: list[str] = field(default_factory=list)
-    misses: int = 0
+    misses: int | None = None
+    calls: int | None = None
     events: collections.Counter[str] = field(default_factory=collections.Counter)
-    leases_left: int = 0
+    leases_left: int | None = None
     seconds: float = 0.0
     slowest: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -50,17 +59,28 @@ class Report:
             self.problems.append(what)
 
     def __str__(self) -> str:
-        rotations = self.events["lease_rotated"]
+        load = [
+            f"{self.seconds:.0f} s",
+            f"{self.requests} requests",
+            f"{self.logins} log-ins to PostgreSQL",
+            f"{len(self.failures)} failed",
+        ]
+        if self.calls is not None:
+            load.append(f"{self.calls} server calls in all")
+        if self.misses is not None:
+            load.append(f"{self.misses} server calls for a request after warm-up")
+        kept = [
+            f"{self.events['lease_renewed']} renewals",
+            f"{self.events['lease_rotated']} rotations",
+            f"{self.events['login']} log-ins",
+            f"{self.events['token_renewed']} token renewals",
+        ]
+        if self.leases_left is not None:
+            kept.append(f"{self.leases_left} leases left after the stop")
         lines = [
             f"{'✗' if self.problems else '✓'} {self.name}: {self.done}",
-            (
-                f"    {self.seconds:.0f} s, {self.requests} requests, {self.logins} log-ins to PostgreSQL, "
-                f"{len(self.failures)} failed, {self.misses} server calls for a request after warm-up"
-            ),
-            (
-                f"    {self.events['lease_renewed']} renewals, {rotations} rotations, {self.events['login']} log-ins, "
-                f"{self.events['token_renewed']} token renewals, {self.leases_left} leases left after the stop"
-            ),
+            f"    {', '.join(load)}",
+            f"    {', '.join(kept)}",
         ]
         if self.slowest:
             lines.append(f"    the slowest read meanwhile took {self.slowest * 1000:.1f} ms")
@@ -193,13 +213,21 @@ def watched(report: Report, stack: DevStack, **variables: str) -> Iterator[Secre
     with manager:
         yield manager
         report.seconds = time.monotonic() - began
-    report.leases_left = len(stack.leases()) if stack.bao.health() == 200 else -1
+    report.calls = _calls(report)
+    if stack.bao.health() == 200:
+        report.leases_left = len(stack.leases())
 
 
 def misses(report: Report) -> int:
     """How many reads have needed a server call of their own, so far."""
     value = report.registry.get_sample_value
     return int((value("vault_secret_requests_total") or 0) - (value("vault_secret_cache_hits_total") or 0))
+
+
+def _calls(report: Report) -> int:
+    """How many calls to the server the manager has made, answered or not."""
+    samples = (sample for family in report.registry.collect() for sample in family.samples)
+    return sum(int(sample.value) for sample in samples if sample.name == "vault_server_request_duration_seconds_count")
 
 
 def unavailable(error: VaultMiddlewareError) -> bool:

@@ -38,7 +38,7 @@ def wait(seconds: float) -> None:
 def settle(report: Report) -> None:
     """What holds for every fault at the end."""
     report.require(not report.failures, f"{len(report.failures)} requests failed")
-    report.require(report.leases_left <= 0, f"{report.leases_left} leases are left after the stop")
+    report.require(not report.leases_left, f"{report.leases_left} leases are left after the stop")
     report.require(report.requests > 0, "there was no load")
 
 

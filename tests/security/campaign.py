@@ -363,8 +363,8 @@ class Lane:
         engine = self.manager._engine
         self._get(lambda: self.manager.get_secret(path, fresh=True))
         before = self.vault.given["revoke_lease"]
-        if not engine.keeper._may_revoke:
-            engine.keeper._may_revoke = True  # the server has said 403 once, and would be asked no more
+        if not engine.keeper.may_revoke:
+            engine.keeper.may_revoke = True  # the server has said 403 once, and would be asked no more
         with RequestSecrets(self.manager) as request:
             self._get(lambda: request.get_secret(path, fresh=True))
             self._wrong("revoke_lease")

@@ -12,17 +12,23 @@ from typing import Any
 import fastapi
 import flask
 import httpx
+import litestar
 import pytest
+import quart
+from django import urls
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest, HttpResponse
-from django.test import AsyncRequestFactory, RequestFactory
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 from werkzeug.test import Client
 
 from tests.fakes import DYNAMIC, STATIC, FakeVault, audit_lines, manager_over
+from tests.frameworks.asking import once, websocket_scope
 from tests.frameworks.django_project import project
 from vault_middleware import RequestSecrets, SecretsManager, VaultMiddleware, VaultWSGIMiddleware, current_secrets
 from vault_middleware.accessor import activate, deactivate
@@ -314,24 +320,89 @@ def test_flask_and_wsgi_applications(manager: SecretsManager) -> None:
             assert response.get_data(as_text=True) == "value, denied"
 
 
+@secrets_allowed(STATIC)
+def django_sync(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(tried(request.state.secrets))
+
+
+@secrets_allowed(STATIC)
+async def django_async(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(await atried(request.state.secrets))
+
+
+def django_free(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(tried(request.state.secrets))
+
+
+#: The test's project has this file for its ROOT_URLCONF.
+urlpatterns = [urls.path("sync", django_sync), urls.path("async", django_async), urls.path("free", django_free)]
+
+
 @pytest.fixture
-def django_project() -> Iterator[None]:
-    with project():
+def django_project(manager: SecretsManager) -> Iterator[None]:
+    with project(ROOT_URLCONF=__name__, VAULT_MIDDLEWARE={"MANAGER": manager}):
         yield
 
 
-def test_a_django_view_sync_and_async(django_project: None, secrets: RequestSecrets) -> None:
-    @secrets_allowed(STATIC)
-    def sync(request: HttpRequest) -> HttpResponse:
-        return HttpResponse(tried(current_secrets()))
+@pytest.mark.usefixtures("django_project")
+def test_django_views_behind_the_middleware_under_wsgi_and_asgi() -> None:
+    assert inspect.iscoroutinefunction(django_async)
+    for view, expected in (("/sync", "value, denied"), ("/async", "value, denied"), ("/free", "value, read")):
+        with Client(WSGIHandler()).get(view) as response:
+            assert response.get_data(as_text=True) == expected, view
+        assert answer(ASGIHandler(), view).text == expected, view
 
-    @secrets_allowed(STATIC)
-    async def asynchronous(request: HttpRequest) -> HttpResponse:
-        return HttpResponse(await atried(current_secrets()))
 
-    assert sync(RequestFactory().get("/")).content == b"value, denied"
-    assert inspect.iscoroutinefunction(asynchronous)
-    assert asyncio.run(asynchronous(AsyncRequestFactory().get("/"))).content == b"value, denied"
+def test_litestar_handlers_sync_and_async(manager: SecretsManager) -> None:
+    @litestar.get("/sync", sync_to_thread=True)
+    @secrets_allowed(STATIC)
+    def sync(request: litestar.Request[Any, Any, Any]) -> str:
+        return tried(request.state.secrets)
+
+    @litestar.get("/async")
+    @secrets_allowed(STATIC)
+    async def asynchronous(request: litestar.Request[Any, Any, Any]) -> str:
+        return await atried(request.state.secrets)
+
+    app = VaultMiddleware(litestar.Litestar([sync, asynchronous], logging_config=None), manager)  # type: ignore[arg-type]
+    for view in ("/sync", "/async"):
+        assert answer(app, view).text == "value, denied", view
+
+
+def test_quart_views_sync_and_async(manager: SecretsManager) -> None:
+    app = quart.Quart("app")
+    app.asgi_app = VaultMiddleware(app.asgi_app, manager)  # type: ignore[method-assign, assignment, arg-type]
+
+    @app.get("/sync")
+    @secrets_allowed(STATIC)
+    def sync() -> str:
+        return tried(current_secrets())
+
+    @app.get("/async")
+    @secrets_allowed(STATIC)
+    async def asynchronous() -> str:
+        return await atried(current_secrets())
+
+    for view in ("/sync", "/async"):
+        assert answer(app, view).text == "value, denied", view
+
+
+def test_a_websocket_is_narrowed_for_all_its_messages_and_the_next_one_is_not(manager: SecretsManager) -> None:
+    async def talk(websocket: WebSocket) -> None:
+        await websocket.accept()
+        for _ in range(2):
+            await websocket.receive_text()
+            await websocket.send_text(await atried(websocket.state.secrets))
+        with websocket.state.secrets.scope() as inner:
+            await websocket.send_text(await atried(inner))
+        await websocket.close()
+
+    routes = [WebSocketRoute("/", secrets_allowed(STATIC)(talk)), WebSocketRoute("/free", talk)]
+    app = VaultMiddleware(Starlette(routes=routes), manager)
+    for place, expected in (("/", "value, denied"), ("/free", "value, read")):
+        asking = [{"type": "websocket.connect"}, *[{"type": "websocket.receive", "text": "?"}] * 2]
+        sent = once(app, websocket_scope(place), *asking)
+        assert [message["text"] for message in sent if message["type"] == "websocket.send"] == [expected] * 3
 
 
 @pytest.mark.parametrize(

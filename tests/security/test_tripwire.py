@@ -7,6 +7,9 @@ import base64
 import io
 import json
 import logging
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -350,3 +353,27 @@ def test_what_a_request_reads_is_known_when_its_response_begins(audit: Path) -> 
         asyncio.run(middleware({"type": "http", "path": "/", "headers": []}, None, nothing))  # type: ignore[arg-type]
         (line,) = audit_lines(audit, "leak_found")
         assert line["secret_path"] == "the token"
+
+
+def test_the_table_of_what_it_costs_has_the_lines_that_the_benchmark_prints() -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "benchmarks.tripwire", "1"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+    printed = dict(re.findall(r"^(.+?) +[\d.]+ µs +[\d.]+ of (.+)$", done.stdout, re.MULTILINE))
+    page = (root / "docs" / "security.md").read_text()
+    table = re.findall(r"^\| (.+) \| \d+ µs \| [\d.]+ of ([^;|]+?)(?:;.*)? \|$", page, re.MULTILINE)
+    assert len(table) == 8
+    for what, beside in table:
+        assert printed[what] == beside.replace("`", "")
+
+
+def test_a_secret_that_has_the_place_in_memory_of_one_that_is_gone_is_known_too(
+    manager: SecretsManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vault_middleware.tripwire.id", lambda _secret: 7, raising=False)
+    tripwire = Tripwire(manager)
+    tripwire.refresh()
+    manager._engine.cache.clear()
+    keep(manager, "app/next", {"value": "the-value-of-the-next"})
+    tripwire.refresh()
+    assert tripwire.find(b"the-value-of-the-next") == "app/next"

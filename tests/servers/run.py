@@ -16,6 +16,7 @@ from tests.integration.support import Running, answers, eventually, serve
 from vault_middleware.devstack import DevStack
 
 from .cells import Cell
+from .ledger import ledger
 
 __all__ = ["REQUESTS", "Outcome", "make_stack", "run"]
 
@@ -107,6 +108,7 @@ class _Load:
 def run(cell: Cell, stack: DevStack, folder: Path) -> Outcome:
     """Run *cell*; what is wrong is among the outcome's problems."""
     outcome = Outcome(cell)
+    earlier = len(stack.bao.audit_log())
     began = time.monotonic()
     with serve(cell.command, stack, folder, root=ROOT) as running:
         try:
@@ -114,7 +116,8 @@ def run(cell: Cell, stack: DevStack, folder: Path) -> Outcome:
             sent = _under_load(running, outcome)
             running.process.send_signal(signal.SIGTERM)
             outcome.require(running.process.wait(PATIENCE) is not None, "it does not stop")
-            _judge(running, stack, outcome, sent)
+            _judge(running, outcome, sent)
+            _nothing_is_left(stack, outcome, earlier)
         except AssertionError as error:
             outcome.problems.append(str(error))
         outcome.log = running.log.read_text()
@@ -136,7 +139,7 @@ def _under_load(running: Running, outcome: Outcome) -> list[str]:
     return load.sent
 
 
-def _judge(running: Running, stack: DevStack, outcome: Outcome, sent: list[str]) -> None:
+def _judge(running: Running, outcome: Outcome, sent: list[str]) -> None:
     outcome.require(not outcome.failures, f"{len(outcome.failures)} requests failed")
     lines = running.lines("secret_access")
     audited = collections.Counter(line["request_id"] for line in lines if line["kind"] == "dynamic")
@@ -151,5 +154,13 @@ def _judge(running: Running, stack: DevStack, outcome: Outcome, sent: list[str])
     outcome.require(outcome.hooks <= outcome.cell.hooks, f"closed by {outcome.hooks}, not by {set(outcome.cell.hooks)}")
     left = running.log.read_text()
     outcome.require("Traceback" not in left, "there is a traceback in the server's log")
+
+
+def _nothing_is_left(stack: DevStack, outcome: Outcome, earlier: int) -> None:
+    """Each process has revoked its token, which takes its leases along: none has just come to the end of its time."""
+    log = ledger(stack, earlier)
+    outcome.require(len(log.tokens) >= outcome.workers > 0, f"{len(log.tokens)} tokens for {outcome.workers} processes")
+    outcome.require(not log.kept, f"{len(log.kept)} of {len(log.tokens)} tokens were not revoked")
+    outcome.require(set(log.leases.values()) <= log.revoked, "a lease's token was not revoked")
     eventually(lambda: not stack.leases(), "the leases to be revoked", 5)
     eventually(lambda: not stack.postgres.users(), "the database users to go", 5)

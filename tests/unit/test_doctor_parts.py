@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.scripted import Reply, ScriptedServer, answer, page, silence
 from vault_middleware import SecretConfig
-from vault_middleware.cli.checks_kubernetes import api_address
+from vault_middleware.cli.checks_kubernetes import api_address, review
 from vault_middleware.cli.checks_pod import check_claims, read_claims
 from vault_middleware.cli.findings import Findings
 from vault_middleware.cli.rules import Place, as_hcl, leased, rules_for
@@ -276,3 +277,56 @@ def test_a_pods_cluster_is_found_in_its_environment() -> None:
         "https://10.0.0.1:6443"
     )
     assert api_address({"KUBERNETES_SERVICE_HOST": "fd00::1"}) == "https://[fd00::1]:443"
+
+
+# -- what the cluster says
+
+ISSUER = "https://kubernetes.default.svc"
+
+
+def _status(code: int, reason: str) -> Reply:
+    return answer({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code}, code)
+
+
+def _reviewed(status: object) -> Reply:
+    return answer({"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "status": status}, 201)
+
+
+@pytest.mark.parametrize(
+    ("reply", "for_the_api", "for_vault"),
+    [
+        (_reviewed({"authenticated": True}), "accepted", "accepted"),
+        (_reviewed({"user": {}, "error": "invalid bearer token"}), "rejected", "rejected"),
+        (_reviewed(None), "unclear", "unclear"),
+        (_status(401, "Unauthorized"), "rejected", "unclear"),
+        (_status(403, "Forbidden"), "accepted", "unclear"),
+        (_status(404, "NotFound"), "unclear", "unclear"),
+        (_status(429, "TooManyRequests"), "unclear", "unclear"),
+        (_status(500, "InternalError"), "failing", "failing"),
+        (page(b"<html>Unauthorized</html>", 401), "unclear", "unclear"),
+        (page(b"<html>Forbidden</html>", 403), "unclear", "unclear"),
+        (page(b"<html>Bad Gateway</html>", 502), "unclear", "unclear"),
+        (page(b"<html>hello</html>"), "unclear", "unclear"),
+        (answer([], 201), "unclear", "unclear"),
+        (answer({"authenticated": True}, 200), "unclear", "unclear"),
+        (page(b"[" * 100_000), "unclear", "unclear"),
+    ],
+)
+def test_only_the_word_of_a_clusters_api_settles_anything(reply: Reply, for_the_api: str, for_vault: str) -> None:
+    with ScriptedServer() as server:
+        server.on("*", reply)
+        found = [review(server.url, "a.b.c", (each,), ISSUER, timeout=10) for each in (ISSUER, "vault")]
+    assert [each.verdict for each in found] == [for_the_api, for_vault]
+    assert all(each.said and "a.b.c" not in each.said for each in found)
+
+
+def test_an_api_that_keeps_silent_proves_nothing() -> None:
+    with ScriptedServer() as server:
+        server.on("*", silence)
+        found = review(server.url, "a.b.c", (ISSUER,), ISSUER, timeout=0.2)
+    assert (found.verdict, found.said) == ("unclear", "cannot be reached from here (timed out)")
+
+
+@pytest.mark.parametrize("address", ["", "10.0.0.1:6443", "unix:///run/api.sock", "http://h:port", "https://"])
+def test_what_is_no_address_proves_nothing(address: str) -> None:
+    assert review(address, "a.b.c", (), "", timeout=1).verdict == "unclear"

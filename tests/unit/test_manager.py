@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from vault_middleware import DynamicSecret, RequestSecrets, Secret, SecretConfig
 from vault_middleware.errors import (
     AuditError,
     ConfigurationError,
+    InvalidSecretPath,
     SecretNotDynamic,
     SecretUnavailable,
     VaultMiddlewareError,
@@ -102,6 +103,12 @@ def test_the_close_is_told_with_the_hook_that_closed_it(vault: FakeVault, tmp_pa
         assert (line["hook"], line["pid"]) == ("sigterm", os.getpid())
 
 
+def test_the_right_spelling_of_a_path_with_slash_and_namespace_is_shown() -> None:
+    with manager_over(FakeVault(), namespace="lotabots") as manager:
+        with pytest.raises(InvalidSecretPath, match="write it as 'api-gateway/api-key'"):
+            manager.get_secret("/lotabots/api-gateway/api-key")
+
+
 def test_a_closed_manager_gives_nothing_and_says_what_to_do(manager: SecretsManager) -> None:
     manager.start()
     manager.get_secret(STATIC)
@@ -119,8 +126,8 @@ def test_a_closed_manager_gives_nothing_and_says_what_to_do(manager: SecretsMana
 def test_a_read_of_a_closed_manager_names_its_path_and_is_counted_and_audited(
     vault: FakeVault, tmp_path: Path, mode: str, was_started: bool
 ) -> None:
-    audit, registry = tmp_path / "audit", CollectorRegistry()
-    with manager_over(vault, audit=audit, registry=registry, audit_mode=mode) as manager:
+    audit = tmp_path / "audit"
+    with manager_over(vault, audit=audit, audit_mode=mode) as manager:
         if was_started:
             manager.start()
         manager.close()
@@ -134,18 +141,19 @@ def test_a_read_of_a_closed_manager_names_its_path_and_is_counted_and_audited(
             (DYNAMIC, lambda: asyncio.run(request.aget_dynamic_secret(DYNAMIC))),
         ]
         for path, read in refused:
-            with pytest.raises(SecretUnavailable, match=f"'{path}' cannot be had now: the secrets manager is closed") as caught:
+            with pytest.raises(
+                SecretUnavailable, match=f"'{path}' cannot be had now: the secrets manager is closed"
+            ) as caught:
                 read()
             assert caught.value.path == path
             assert caught.value.__context__ is None
         with pytest.raises(InvalidSecretPath):
             manager.get_secret("../etc")
-        # In multiprocess mode nobody asks before a scrape: the counts are flushed by then.
-        with unscraped(registry) as count:
-            assert count("vault_secret_requests_total") == len(refused) + 1
-            assert count("vault_secret_cache_hits_total") == 0
-            assert count("vault_secret_errors_total", reason="unavailable") == len(refused)
-            assert count("vault_secret_errors_total", reason="invalid_path") == 1
+        counts = manager._metrics._counts  # not through a scrape, which in multiprocess mode brings nothing along
+        assert counts.requests._value.get() == len(refused) + 1
+        assert counts.hits._value.get() == 0
+        assert counts.errors.labels("unavailable")._value.get() == len(refused)
+        assert counts.errors.labels("invalid_path")._value.get() == 1
         eventually(lambda: len(audit_lines(audit, "secret_access")) == len(refused) + 1, "the audit lines")
         lines = audit_lines(audit, "secret_access")
     assert [line["secret_path"] for line in lines] == [*(path for path, _ in refused), "../etc"]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import ssl
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -263,6 +266,62 @@ def test_a_file_that_is_half_replaced_leaves_what_was_loaded_before(
     now[0] += 2.0
     assert ask(transport).body == {"ok": 1}
     assert server.connections == 1
+
+
+# -- old versions
+
+
+def _offers_only(server: ScriptedServer, version: ssl.TLSVersion) -> None:
+    """Let *server* speak *version* alone, whatever this machine's OpenSSL thinks of it."""
+    context = server._context
+    assert context is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = context.maximum_version = version
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+
+
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose OpenSSL would take the old versions: what refuses them then is ours alone."""
+    made = ssl.create_default_context
+
+    def lenient(**options: Any) -> ssl.SSLContext:
+        context = made(**options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version = ssl.TLSVersion.TLSv1
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", lenient)
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1], ids=["TLS 1.0", "TLS 1.1"])
+def test_a_server_with_nothing_newer_than_tls_1_1_is_refused_before_the_token_is_sent(
+    server: ScriptedServer, make: Make, authority: Authority, version: ssl.TLSVersion
+) -> None:
+    _offers_only(server, version)
+    message = failure(make(server, cacert=authority.path))
+    assert "the TLS handshake with" in message
+    assert server.requests == []
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["TLS 1.2", "TLS 1.3"])
+def test_a_server_with_tls_1_2_or_newer_is_taken(
+    server: ScriptedServer, make: Make, authority: Authority, version: ssl.TLSVersion
+) -> None:
+    _offers_only(server, version)
+    assert ask(make(server, cacert=authority.path)).body == {"ok": 1}
+
+
+@pytest.mark.usefixtures("lenient")
+def test_old_versions_are_refused_without_verification_too(server: ScriptedServer, make: Make) -> None:
+    _offers_only(server, ssl.TLSVersion.TLSv1_1)
+    assert "the TLS handshake with" in failure(make(server, skip_verify=True))
+    assert server.requests == []
 
 
 # -- the wrong protocol, and proxies

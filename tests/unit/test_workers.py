@@ -124,7 +124,7 @@ class Hanging:
 
     def hang(self, mount: str) -> None:
         self._running.put(mount)
-        self.over.wait(WAIT)
+        self.over.wait()
 
     def fetch(self, mount: str) -> None:
         assert self.engine.fetchers.submit(mount, 0.0, partial(self.hang, mount))

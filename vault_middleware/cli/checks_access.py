@@ -76,7 +76,7 @@ def _check_one(
     # It may come from a log, and is printed.
     step = f"read {path if path.isprintable() else repr(path)}"
     try:
-        validate(path)
+        validate(path, access.config.namespace)
     except InvalidSecretPath as error:
         found, _, mend = str(error).partition("; ")
         findings.fail(step, "path-invalid", found, why="it is never sent", mend=mend or "correct the path")

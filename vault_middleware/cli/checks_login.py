@@ -11,6 +11,7 @@ from ..errors import AuthenticationError, VaultMiddlewareError, VaultUnavailable
 from ..vault.client import Token, VaultClient
 from ..vault.inspection import Inspector
 from . import checks_kubernetes
+from .checks_kubernetes import Review
 from .checks_pod import Claims
 from .findings import Findings
 
@@ -154,51 +155,55 @@ def _not_reviewed(
         )
         return
     audiences, issuer = ((), "") if claims is None else (claims.audiences, claims.issuer)
-    verdict = (
-        None
+    review = (
+        Review("unclear", "")
         if kubernetes is None
         else checks_kubernetes.review(kubernetes, credential, audiences, issuer, timeout=config.client_timeout)
     )
-    found = "the auth method is there, but the server could not review the token"
+    found = "the auth method is there, but its review of the token failed"
+    api = f"the cluster's API at {kubernetes} {review.said}"
+    asks = f"vault read {place}"
+    server = f"{asks}: kubernetes_host and kubernetes_ca_cert, and whether the server's own host gets an answer there"
     reviewer = (
-        f"vault read {place}: kubernetes_host, kubernetes_ca_cert, and token_reviewer_jwt, which must not have expired and "
-        "whose account (without one: this pod's own) needs: kubectl create clusterrolebinding vault-reviewer "
+        "token_reviewer_jwt must not have expired, and its account (without one: the server's own in a pod, else this "
+        "pod's) needs system:auth-delegator: kubectl auth can-i create tokenreviews.authentication.k8s.io "
+        "--as=system:serviceaccount:NAMESPACE:NAME; kubectl create clusterrolebinding vault-reviewer "
         "--clusterrole=system:auth-delegator --serviceaccount=NAMESPACE:NAME"
     )
-    if verdict == "unreachable":
+    if review.verdict == "failing":
         findings.fail(
             _STEP,
             "tokenreview-unreachable",
-            f"{found}: the cluster's API at {kubernetes} does not answer, not even to this pod",
+            f"{found}: {api}",
             why=_WHY,
-            mend=f"bring the API server back; log-ins are tried again meanwhile; then vault read {place}",
+            mend=f"mend the API server; log-ins are tried again meanwhile; then {server}",
         )
-    elif verdict == "rejected":
+    elif review.verdict == "rejected":
         findings.fail(
             _STEP,
             "token-rejected",
-            f"{found}: the cluster itself does not accept it (its account was deleted, or it is another cluster's)",
+            f"{found}: {api} (its account or pod was deleted, or it is another cluster's)",
             why=_WHY,
             mend="kubectl get serviceaccount; kubectl delete pod, so that it gets a new token",
         )
-    elif verdict is None:
-        findings.fail(
-            _STEP,
-            "tokenreview",
-            f"{found}: it does not reach the cluster's TokenReview, its reviewer is not permitted to, or the token is no "
-            "(longer a) token of that cluster",
-            why=_WHY,
-            mend=reviewer + "; run this inside the pod, or with --kubernetes=URL, to know which of these it is",
-        )
-    else:
-        also = "accepts the token" if verdict == "accepted" else "answers this pod"
+    elif review.verdict == "accepted":
         findings.fail(
             _STEP,
             "reviewer-not-permitted",
-            f"{found}, though the cluster's API itself {also}: its reviewer is not permitted to, or the server does not "
-            "get there",
+            f"{found}, though {api}: the server's reviewer is not permitted to, or the server does not get there",
             why=_WHY,
-            mend=reviewer,
+            mend=f"{reviewer}; if it may: {server}; the server's log at level debug has which (login unauthorized)",
+        )
+    else:
+        findings.fail(
+            _STEP,
+            "tokenreview",
+            f"{found}, and from here it cannot be told why{f': {api}' if kubernetes else ''}. Either the server does not "
+            "reach the cluster's TokenReview, or its reviewer is not permitted to, or the cluster does not accept the "
+            "token (any more)",
+            why=_WHY,
+            mend="the server's log at level debug has the reason (login unauthorized); or go through them: not reached: "
+            f"{server}; not permitted: {reviewer}; not accepted: kubectl get serviceaccount, kubectl delete pod",
         )
 
 

@@ -69,7 +69,7 @@ class Policy:
                 "no secret path was given; vault-middleware policy PATH …, or --audit-log FILE, or set VAULT_PREFETCH"
             )
         for each in self._wanted:
-            validate(each.path.removesuffix("*").removesuffix("/"))
+            validate(each.path.removesuffix("*").removesuffix("/"), self._config.namespace)
         self._deployment = deployment
         self._without_default = without_default
 

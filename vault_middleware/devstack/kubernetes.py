@@ -6,10 +6,12 @@ import base64
 import contextlib
 import http.server
 import json
+import ssl
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 from .certificates import Authority
@@ -29,7 +31,7 @@ class _InvalidToken(Exception):
 
 
 class Kubernetes:
-    """Issues tokens like the projected ones of a pod (ES256), and answers TokenReview over http; a context manager.
+    """Issues tokens like the projected ones of a pod (ES256), and answers TokenReview; a context manager.
 
     Attributes
     ----------
@@ -42,9 +44,11 @@ class Kubernetes:
     ----------
     clock : callable
         The wall clock, in seconds, by which tokens begin and expire.
+    authority : Authority, optional
+        Signs the certificate of an https address, into its folder; without one the address is plain http.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.time, authority: Authority | None = None) -> None:
         self.available = True
         self.reviews = 0
         self._clock = clock
@@ -54,13 +58,15 @@ class Kubernetes:
         self._key = self._ec.generate_private_key(self._ec.SECP256R1())
         self._accounts: dict[str, str] = {}
         self._revoked: set[str] = set()
+        self._forbidden: set[str] = set()
         self._server: _Server | None = None
-        self.ca_certificate = Authority(name="kubernetes").pem
+        self._certificate = None if authority is None else authority.issue("kubernetes")
+        self.ca_certificate = (authority or Authority(name="kubernetes")).pem
 
     def start(self) -> Self:
         """Listen on a free port."""
         if self._server is None:
-            self._server = _Server(self)
+            self._server = _Server(self, self._certificate)
             threading.Thread(target=self._server.serve_forever, args=(0.05,), name="tokenreview", daemon=True).start()
         return self
 
@@ -82,7 +88,8 @@ class Kubernetes:
         """What the auth method takes as ``kubernetes_host``."""
         if self._server is None:
             raise RuntimeError("the TokenReview endpoint was not started")
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme = "http" if self._certificate is None else "https"
+        return f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def public_key(self) -> str:
@@ -149,12 +156,24 @@ class Kubernetes:
         user = {"username": claims["sub"], "uid": bound["serviceaccount"]["uid"], "groups": groups, "extra": pod}
         return {"authenticated": True, "user": user, "audiences": audiences}
 
-    def may_review(self, bearer: str) -> bool:
-        """Whether the caller with this token is known at all."""
+    def forbid(self, name: str, namespace: str) -> None:
+        """Refuse reviews to this service account from now on (403), as to one without ``system:auth-delegator``."""
+        self._forbidden.add(f"system:serviceaccount:{namespace}:{name}")
+
+    def permit(self, name: str, namespace: str) -> None:
+        """Answer reviews of this service account again, as of every one that is not forbidden them."""
+        self._forbidden.discard(f"system:serviceaccount:{namespace}:{name}")
+
+    def may_review(self, user: str) -> bool:
+        """Whether this user, as `caller` names it, is permitted to."""
+        return user not in self._forbidden
+
+    def caller(self, bearer: str) -> str | None:
+        """The user whose token this is; None where it is not known."""
         with contextlib.suppress(_InvalidToken):
-            self._verified(bearer, [API_AUDIENCE])
-            return True
-        return False
+            claims, _ = self._verified(bearer, [API_AUDIENCE])
+            return str(claims["sub"])
+        return None
 
     def _verified(self, token: str, audiences: list[str]) -> tuple[dict[str, Any], list[str]]:
         signed, _, signature = token.rpartition(".")
@@ -184,8 +203,13 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, kubernetes: Kubernetes) -> None:
+    def __init__(self, kubernetes: Kubernetes, certificate: tuple[Path, Path] | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        if certificate is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*certificate)
+            # The handshake is the handler's, so that a caller who stays silent keeps nobody else out.
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.kubernetes = kubernetes
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -204,14 +228,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         kubernetes = self.server.kubernetes
         text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if not kubernetes.may_review(self.headers.get("Authorization", "").removeprefix("Bearer ")):
-            self._answer(401, {"kind": "Status", "status": "Failure", "reason": "Unauthorized", "code": 401})
+        user = kubernetes.caller(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        if user is None:
+            self._refuse(401, "Unauthorized", "Unauthorized")
         elif self.path != _REVIEWS:
-            self._answer(404, {"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404})
+            self._refuse(404, "NotFound", "the server could not find the requested resource")
+        elif not kubernetes.may_review(user):
+            what = 'tokenreviews.authentication.k8s.io is forbidden: User "{}" cannot create resource "tokenreviews"'
+            where = 'in API group "authentication.k8s.io" at the cluster scope'
+            details = {"group": "authentication.k8s.io", "kind": "tokenreviews"}
+            self._refuse(403, "Forbidden", f"{what.format(user)} {where}", details)
         else:
             review = json.loads(text)
             kind = {"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "metadata": {}}
             self._answer(201, {**kind, "spec": review["spec"], "status": kubernetes.review(review["spec"])})
+
+    def _refuse(self, code: int, reason: str, message: str, details: dict[str, str] | None = None) -> None:
+        kind = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+        more = {} if details is None else {"details": details}
+        self._answer(code, {**kind, "message": message, "reason": reason, **more, "code": code})
 
     def _answer(self, status: int, body: dict[str, Any]) -> None:
         text = json.dumps(body).encode()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from ..cache import Entry, Key
-from ..errors import InvalidSecretPath, SecretError, VaultMiddlewareError
-from ..vault.paths import validate
+from ..errors import SecretError, VaultMiddlewareError
 from .gate import Gate, Reading
-from .reader import Reader
 
 __all__ = ["ClosedGate"]
 
@@ -19,11 +17,19 @@ class ClosedGate(Gate):
 
     def read(self, key: Key, dynamic: bool, _fresh: bool, _timeout: float | None, by: Reading) -> Entry:
         """Raise what there is to say."""
-        raise self._failed(key, _refusal(key), "", dynamic, by)
+        raise self._failed(key, self._refusal(key), "", dynamic, by)
 
     async def aread(self, key: Key, dynamic: bool, _fresh: bool, _timeout: float | None, by: Reading) -> Entry:
         """As :meth:`read`."""
-        raise self._failed(key, _refusal(key), "", dynamic, by)
+        raise self._failed(key, self._refusal(key), "", dynamic, by)
+
+    def _refusal(self, key: Key) -> SecretError:
+        try:
+            path = self._reader._check(key)
+        except SecretError as error:
+            return error.with_traceback(None)
+        why = "the secrets manager is closed; read secrets before it is, or start() it again"
+        return self._reader.unavailable(path, why)
 
     def _failed(
         self, key: Key, failure: VaultMiddlewareError, outcome: str, dynamic: bool, by: Reading
@@ -31,11 +37,3 @@ class ClosedGate(Gate):
         failure = super()._failed(key, failure, outcome, dynamic, by)
         self._metrics.flush()  # which the renewer did, while there was one
         return failure
-
-
-def _refusal(key: Key) -> SecretError:
-    try:
-        path = validate(key[0] if isinstance(key, tuple) else key)
-    except InvalidSecretPath as error:
-        return error.with_traceback(None)
-    return Reader.unavailable(path, "the secrets manager is closed; read secrets before it is, or start() it again")

@@ -198,7 +198,10 @@ class Reader:
                 return outcome, "miss" if mine else "hit"
             outcome = self.unavailable(path, "its lease was over before it arrived; raise the TTL of the role")
         if outcome is None:
-            outcome = self.unavailable(path, "the server did not answer in time; raise the timeout if it is only slow")
+            limited = "" if self._config.rate_limit is None else ", and VAULT_RATE_LIMIT if reads wait for their turn"
+            outcome = self.unavailable(
+                path, f"the server did not answer in time; raise the timeout if it is only slow{limited}"
+            )
         if isinstance(outcome, SecretUnavailable) and not fresh:
             entry = self._cache.entries.get(key)
             if entry is not None and self._clock() < entry.stale_until:
@@ -209,7 +212,7 @@ class Reader:
     def _check(self, key: Key) -> str:
         """The path of *key*; refused where it is malformed, or not on the list of those that may be read at all."""
         path, version = key if isinstance(key, tuple) else (key, 1)
-        path = validate(path)
+        path = validate(path, self._config.namespace)
         if type(version) is not int or version < 1:  # a bool is no version
             raise InvalidSecretPath(
                 path, f"the version asked for {path!r} is no whole number from 1; give one, or none"

@@ -7,7 +7,8 @@
     VAULT_MIDDLEWARE = {"VAULT_ROLE": "api-gateway"}                # over the environment; may be left out
 
 Beside the variables, ``VAULT_MIDDLEWARE`` knows ``HANDLE_ERRORS`` (answer our errors that a view let through: 503 with
-``Retry-After`` where trying again can help, else 500) and ``MANAGER`` (a manager of the project's own, who closes it too).
+``Retry-After`` where trying again can help, else 500), ``TRIPWIRE`` (``alarm`` or ``block``: look for live values in
+responses; see :mod:`vault_middleware.tripwire`) and ``MANAGER`` (a manager of the project's own, who closes it too).
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import Token
-from typing import Any
+from typing import Any, NamedTuple
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.apps import AppConfig
@@ -29,6 +30,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from ..accessor import RequestSecrets, activate, current_secrets, deactivate
 from ..errors import ConfigurationError, VaultMiddlewareError
 from ..manager import SecretsManager
+from ..tripwire import Tripwire, Watch, checked
 from ..web import ASGIIdentity, WSGIIdentity, error_response
 from ._settings import config_from
 
@@ -37,8 +39,23 @@ __all__ = ["VaultConfig", "VaultMiddleware", "current_secrets", "secrets_manager
 _log = logging.getLogger("vault_middleware")
 
 _SETTING = "VAULT_MIDDLEWARE"
+
+#: What it knows beside the variables.
+_OWN = ("HANDLE_ERRORS", "TRIPWIRE", "MANAGER")
+
+
+class _Made(NamedTuple):
+    """What this process has made of its settings."""
+
+    manager: SecretsManager
+    #: Whether the manager is not the project's own.
+    ours: bool
+    handle_errors: bool
+    tripwire: Tripwire | None
+
+
 _lock = threading.Lock()
-_made: SecretsManager | None = None
+_made: _Made | None = None
 
 
 def _options() -> dict[str, Any]:
@@ -50,6 +67,23 @@ def _options() -> dict[str, Any]:
     return dict(options)
 
 
+def _made_once() -> _Made:
+    global _made  # noqa: PLW0603 (Django has one configuration a process, and builds its middleware more than once)
+    made = _made
+    if made is None:
+        options = _options()
+        handle_errors, mode, given = (options.pop(name, None) for name in _OWN)
+        if mode is not None:
+            checked(mode)
+        with _lock:
+            made = _made
+            if made is None:
+                manager = SecretsManager(config_from(options)) if given is None else given
+                tripwire = None if mode is None else Tripwire(manager, mode)
+                made = _made = _Made(manager, given is None, bool(handle_errors), tripwire)
+    return made
+
+
 def secrets_manager() -> SecretsManager:
     """The manager of this process, for ``on_rotate``, ``health`` and reads outside of requests (management commands).
 
@@ -58,23 +92,17 @@ def secrets_manager() -> SecretsManager:
     ConfigurationError
         A setting is wrong.
     """
-    global _made  # noqa: PLW0603 (Django has one configuration a process, and builds its middleware more than once)
-    if _made is None:
-        options = _options()
-        given: SecretsManager | None = options.pop("MANAGER", None)
-        options.pop("HANDLE_ERRORS", None)
-        with _lock:
-            if _made is None:
-                _made = SecretsManager(config_from(options)) if given is None else given
-    return _made
+    return _made_once().manager
 
 
 def _settings_changed(*, setting: str, **_rest: object) -> None:
-    """In a test with other settings: another manager. One of ours that was started is closed."""
-    global _made  # noqa: PLW0603
+    """In a test with other settings: another manager. One of ours is closed, so that nothing of it is left."""
+    global _made
     if setting == _SETTING:
         with _lock:
-            _made = None
+            made, _made = _made, None
+        if made is not None and made.ours:
+            made.manager.close("settings changed")
 
 
 setting_changed.connect(_settings_changed, dispatch_uid="vault_middleware")
@@ -91,8 +119,7 @@ class VaultMiddleware:
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self._get_response = get_response
-        self._handle_errors = bool(_options().get("HANDLE_ERRORS"))
-        secrets_manager()  # a wrong setting fails here, and SIGTERM is taken on the main thread
+        _made_once()  # a wrong setting fails here, and SIGTERM is taken on the main thread
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
@@ -102,35 +129,38 @@ class VaultMiddleware:
             return self._acall(request)
         handling = _Handling(request)
         try:
-            response: HttpResponseBase = self._get_response(request)
+            return handling.until_sent(self._get_response(request))
         except BaseException:
             handling.end()
             raise
-        return handling.until_sent(response)
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         handling = _Handling(request)
+        # Django closes no response that it fails to send; but then the task of the request ends.
+        task = asyncio.current_task()
         try:
-            response: HttpResponseBase = await self._get_response(request)
+            response = handling.until_sent(await self._get_response(request))
         except BaseException:
             handling.end()
             raise
-        # Django closes no response that it fails to send; but then the task of the request ends.
-        task = asyncio.current_task()
         if task is not None:
             task.add_done_callback(lambda _task: handling.end())
-        return handling.until_sent(response)
+        return response
 
     def process_exception(self, _request: HttpRequest, error: Exception) -> HttpResponse | None:
         """The answer to an error of ours that a view let through, where that is wanted."""
-        if not self._handle_errors or not isinstance(error, VaultMiddlewareError):
+        if not _made_once().handle_errors or not isinstance(error, VaultMiddlewareError):
             return None
         _log.error("a request failed: %s", error)
-        status, headers, body = error_response(error)
-        response = HttpResponse(body, status=status)
-        for name, value in headers:
-            response[name] = value
-        return response
+        return _answer(error)
+
+
+def _answer(error: VaultMiddlewareError) -> HttpResponse:
+    status, headers, body = error_response(error)
+    response = HttpResponse(body, status=status)
+    for name, value in headers:
+        response[name] = value
+    return response
 
 
 class _State:
@@ -144,19 +174,23 @@ class _Handling:
     """One request from its begin to the last byte of its response."""
 
     def __init__(self, request: HttpRequest) -> None:
-        manager = secrets_manager()
+        made = _made_once()
         scope: Mapping[str, Any] | None = getattr(request, "scope", None)
         identity = WSGIIdentity(request.META) if scope is None else ASGIIdentity(scope)
-        self._secrets = RequestSecrets(manager, identity)
+        self._secrets = RequestSecrets(made.manager, identity)
         state = getattr(request, "state", None)
         if state is None:
             state = request.state = _State()
         state.secrets = self._secrets
-        state.secrets_manager = manager
+        state.secrets_manager = made.manager
+        self._tripwire = made.tripwire
+        self._request_id = "" if made.tripwire is None else identity.request_id
         self._token: Token[RequestSecrets] | None = activate(self._secrets)
 
     def until_sent(self, response: HttpResponseBase) -> HttpResponseBase:
-        """End when *response* is closed, which the server's side of Django does when it has been sent."""
+        """What to send: *response*, unless it is held back; the end is when the server's side of Django closes it."""
+        if self._tripwire is not None:
+            response = _looked_at(response, self._tripwire.watch(self._request_id), self._tripwire.blocks)
         close = response.close
 
         def closing() -> None:
@@ -181,6 +215,42 @@ class _Handling:
             deactivate(token)
 
 
+def _looked_at(response: HttpResponseBase, watch: Watch, blocks: bool) -> HttpResponseBase:
+    """*response*, or what is sent in its place; a streamed body is looked at as it is sent."""
+    headers = [value for _, value in response.items()]
+    for cookie in response.cookies.values():
+        headers += cookie.value, cookie.OutputString()
+    watch.headers([(b"", value.encode("latin-1", "replace")) for value in headers])
+    if not response.streaming:
+        watch.body(response.content)
+    elif response.is_async:
+        response.streaming_content = _aguarded(response.streaming_content, watch, blocks)
+    else:
+        response.streaming_content = _guarded(response.streaming_content, watch, blocks)
+    if not (blocks and watch.found):
+        return response
+    refused = _answer(VaultMiddlewareError("a response was held back"))
+    refused._resource_closers.extend(response._resource_closers)  # Django closes only what it sends
+    return refused
+
+
+def _guarded(body: Iterable[bytes], watch: Watch, blocks: bool) -> Iterator[bytes]:
+    for piece in body:
+        yield _passed(piece, watch, blocks)
+
+
+async def _aguarded(body: AsyncIterable[bytes], watch: Watch, blocks: bool) -> AsyncIterator[bytes]:
+    async for piece in body:
+        yield _passed(piece, watch, blocks)
+
+
+def _passed(piece: bytes, watch: Watch, blocks: bool) -> bytes:
+    """*piece* of a streamed body, whose start has been sent: one that is held back ends it."""
+    if watch.body(piece) and blocks:
+        raise VaultMiddlewareError("the rest of a response was held back: a live value of a secret stood in it")
+    return piece
+
+
 class VaultConfig(AppConfig):  # type: ignore[misc]
     """The application for ``INSTALLED_APPS``: with it, ``manage.py check`` tells of bad settings."""
 
@@ -199,8 +269,10 @@ def check_settings(app_configs: object = None, **_rest: object) -> list[checks.C
     problem: ConfigurationError | None = None
     try:
         options = _options()
-        if options.pop("MANAGER", None) is None:
-            options.pop("HANDLE_ERRORS", None)
+        _, mode, given = (options.pop(name, None) for name in _OWN)
+        if mode is not None:
+            checked(mode)
+        if given is None:
             config_from(options)
     except ConfigurationError as error:
         problem = error

@@ -50,6 +50,8 @@ class Vault:
     handle_errors
         Answer an error of this package that a view let through: 503 with ``Retry-After`` where trying again can help,
         else 500.
+    tripwire
+        ``alarm`` or ``block``: look for live values in responses; see :mod:`vault_middleware.tripwire`.
 
     Raises
     ------
@@ -64,10 +66,12 @@ class Vault:
         config: SecretConfig | None = None,
         *,
         handle_errors: bool = False,
+        tripwire: str | None = None,
     ) -> None:
         self._manager = manager
         self._config = config
         self._handle_errors = handle_errors
+        self._tripwire = tripwire
         if app is not None:
             self.init_app(app)
 
@@ -78,7 +82,7 @@ class Vault:
         config = self._config
         if config is None and self._manager is None:
             config = config_from({name: value for name, value in app.config.items() if name in KNOWN})
-        middleware = VaultWSGIMiddleware(app.wsgi_app, self._manager, config)
+        middleware = VaultWSGIMiddleware(app.wsgi_app, self._manager, config, tripwire=self._tripwire)
         app.wsgi_app = middleware  # type: ignore[method-assign]
         app.extensions[_NAME] = middleware
         app.request_class = type("Request", (_WithState, app.request_class), {})
