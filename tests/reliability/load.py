@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from tests.integration.support import DYNAMIC, JWT, STATIC, settings
 from vault_middleware import RequestSecrets, SecretsManager
 from vault_middleware.devstack import DevStack
-from vault_middleware.errors import SecretUnavailable, VaultMiddlewareError
+from vault_middleware.errors import VaultMiddlewareError
 from vault_middleware.events import Event
 
 THREADS = 16
@@ -228,8 +228,3 @@ def _calls(report: Report) -> int:
     """How many calls to the server the manager has made, answered or not."""
     samples = (sample for family in report.registry.collect() for sample in family.samples)
     return sum(int(sample.value) for sample in samples if sample.name == "vault_server_request_duration_seconds_count")
-
-
-def unavailable(error: VaultMiddlewareError) -> bool:
-    """Whether *error* is the one for "no usable value, and Vault cannot answer"."""
-    return isinstance(error, SecretUnavailable)
