@@ -304,7 +304,7 @@ def test_a_server_with_nothing_newer_than_tls_1_1_is_refused_before_the_token_is
 ) -> None:
     _offers_only(server, version)
     message = failure(make(server, cacert=authority.path))
-    assert "the TLS handshake with" in message
+    assert "speak TLS 1.2 or newer" in message
     assert server.requests == []
 
 
@@ -320,7 +320,7 @@ def test_a_server_with_tls_1_2_or_newer_is_taken(
 @pytest.mark.usefixtures("lenient")
 def test_old_versions_are_refused_without_verification_too(server: ScriptedServer, make: Make) -> None:
     _offers_only(server, ssl.TLSVersion.TLSv1_1)
-    assert "the TLS handshake with" in failure(make(server, skip_verify=True))
+    assert "speak TLS 1.2 or newer" in failure(make(server, skip_verify=True))
     assert server.requests == []
 
 

@@ -100,6 +100,10 @@ def _tls(error: ssl.SSLError, server: str) -> VaultUnavailable:
             f"the server at {server} wants a client certificate that it trusts; "
             "set VAULT_CLIENT_CERT and VAULT_CLIENT_KEY to one"
         )
+    if "PROTOCOL_VERSION" in reason or "UNSUPPORTED_PROTOCOL" in reason:
+        return VaultUnavailable(
+            f"the server at {server} offers no TLS that is new enough; let it, or what is in front, speak TLS 1.2 or newer"
+        )
     return VaultUnavailable(f"the TLS handshake with {server} failed; check VAULT_ADDR and the TLS variables")
 
 
