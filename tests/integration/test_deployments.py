@@ -33,7 +33,7 @@ def test_the_defaults_read_static_and_dynamic_secrets_renew_and_leave_nothing(de
         renewed = eventually(lambda: _renewed(manager, credential.lease.deadline), "a renewal")
         assert renewed["username"] == credential["username"]
     eventually(lambda: not deployed.leases(), "the leases to end", 5)
-    assert deployed.postgres.users() == []
+    eventually(lambda: not deployed.postgres.users(), "the database users to go", 5)  # revoked in the background
 
 
 def _renewed(manager: SecretsManager, deadline: float):  # type: ignore[no-untyped-def]
