@@ -47,7 +47,7 @@ def test_a_healthy_deployment_is_all_well_in_under_two_seconds_and_nothing_is_le
         took.append(time.monotonic() - before)
         assert {each.sign for each in findings.found} == {"ok"}, findings.as_text()
     assert min(took) < 2.0
-    assert not deployed.leases()
+    eventually(lambda: not deployed.leases(), "the checks' leases to end")
     eventually(lambda: not deployed.postgres.users(), "the checks' users to go")
 
 

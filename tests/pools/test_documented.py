@@ -39,6 +39,4 @@ def test_a_snippet_queries_as_a_user_of_ours_and_leaves_none_behind(code: str, s
     assert done.returncode == 0, done.stderr
     assert "v-lotabots-" in done.stdout
     assert "Error" not in done.stderr
-    eventually(
-        lambda: not stack.postgres.users(), "the database users to go", 5
-    )  # the server revokes in the background
+    eventually(lambda: not stack.postgres.users(), "the database users to go")  # the server revokes in the background

@@ -40,9 +40,7 @@ def test_after_a_rotation_the_idle_connections_are_closed_and_the_old_user_goes_
         second = transaction([WHO])
         assert second != first
         assert transaction([WHO]) == second
-    eventually(
-        lambda: not stack.postgres.users(), "the database users to go", 5
-    )  # the server revokes in the background
+    eventually(lambda: not stack.postgres.users(), "the database users to go")  # the server revokes in the background
 
 
 def test_a_busy_connection_finishes_its_transaction_and_its_lease_is_held_until_then(
