@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from vault_middleware.cache import Entry, Flight, Key, SecretCache
+from vault_middleware.cache import COME_BACK, Entry, Flight, Key, SecretCache
 from vault_middleware.errors import SecretNotFound, SecretUnavailable
 from vault_middleware.holds import Holds
 from vault_middleware.secret import DynamicSecret, Lease, Secret
@@ -52,7 +52,8 @@ class Model(RuleBasedStateMachine):
         before = self.entries.get(key)
         expected = dict(self.entries)
         if not leased and (before is None or before.holds is not None) and len(self.static()) >= self.bound:
-            oldest = min(self.static(), key=lambda each: each.last_read)
+            # First what was not read again a second after it was fetched.
+            oldest = min(self.static(), key=lambda each: (each.last_read - each.fetched >= COME_BACK, each.last_read))
             victim = next(each for each in expected if expected[each] is oldest)
             self.gone.append((victim, expected.pop(victim)))
         assert self.cache.put(key, entry) is before
