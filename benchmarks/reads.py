@@ -205,7 +205,7 @@ def flatness(many: int = 10_000) -> Figure:
     """The cost of a hit with one entry and lease, and with *many* of both."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        room = {"cache_max_entries": many + 1, "max_leases": many + 1, "lease_min_validity": 0.0}
+        room = {"cache_max_entries": many + 1, "max_leases": 2 * many, "lease_min_validity": 0.0}
         with opened(folder, "off", **room) as few, opened(folder, "off", **room) as full:
             for number in range(many):
                 full.get_secret(f"app/{number}")
