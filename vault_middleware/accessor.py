@@ -15,7 +15,8 @@ from .errors import AccessorClosed
 from .holds import Holds
 from .manager import SecretsManager
 from .secret import DynamicSecret, Secret
-from .telemetry.audit import Context, Identity
+from .telemetry.audit import Context
+from .telemetry.lines import NOBODY, Identity
 
 __all__ = ["RequestSecrets", "activate", "current_secrets", "deactivate"]
 
@@ -200,7 +201,7 @@ class RequestSecrets:
     def _at_hand(self, key: Key, dynamic: bool, fresh: bool = False) -> Secret | None:
         """The secret, if the request has read it once or the cache has it; None if the gate must see to it."""
         if not self.context:
-            self.context = self._manager.audit.context(self._identity)
+            self._introduce()
         if fresh:
             return None
         entry = self._pins.get(key)
@@ -215,6 +216,10 @@ class RequestSecrets:
         if self._pins.setdefault(key, entry) is entry and not self._closed and self._beside is None:
             return entry.secret
         return self._keep(key, entry)
+
+    def _introduce(self) -> None:
+        """Have the audit's lines say who asks."""
+        self.context = self._manager.audit.context(self._identity or NOBODY)
 
     def _keep(self, key: Key, entry: Entry, fresh: bool = False) -> Secret:
         """Pin *entry* for the rest of the request, unless another thread of it has pinned a valid one meanwhile."""

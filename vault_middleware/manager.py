@@ -26,6 +26,7 @@ from .exits import ExitHooks
 from .holds import Holds
 from .secret import DynamicSecret, Secret
 from .telemetry.audit import Audit
+from .telemetry.lines import NOBODY, asked
 from .telemetry.log import OperationalLog
 from .telemetry.metrics import Metrics
 from .telemetry.sinks import open_sink
@@ -88,7 +89,7 @@ class SecretsManager:
         #: The audit of this manager, for accessors.
         self.audit = self._audit = Audit(open_sink(self.config.audit_log), mode=self.config.audit_mode, clock=clock)
         self._operational = OperationalLog()
-        self._outside = _Outside(self._audit.context_fragment())
+        self._outside = _Outside(asked(NOBODY))
         self._callbacks: dict[str, list[Callback]] = {}
         self._probes: dict[str, Probe] = {}
         self._lock = threading.Lock()

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from .errors import LeaseLimitReached, SecretUnavailable, VaultMiddlewareError
-from .telemetry.audit import Described
+from .telemetry.lines import Described
 
 __all__ = ["ASGIIdentity", "WSGIIdentity", "error_response"]
 
@@ -46,17 +46,17 @@ class ASGIIdentity:
         self._scope: Mapping[str, Any] | None = scope
         self._ids: list[str] = []
 
-    def settle(self) -> None:
-        """Keep what the properties need, and let go of the request itself."""
+    def settle(self) -> ASGIIdentity:
+        """Itself, having kept what the properties need and let go of the request."""
         scope = self._scope
-        if scope is None:
-            return
-        try:
-            self._told = _ASGI(scope)
-        except KeyError:  # over a unix socket there may be no client, and a websocket has no method
-            self._told = tuple(map(scope.get, _ASGI_KEYS))
-        self._route = scope.get("route")
-        self._scope = None
+        if scope is not None:
+            try:
+                self._told = _ASGI(scope)
+            except KeyError:  # over a unix socket there may be no client, and a websocket has no method
+                self._told = tuple(map(scope.get, _ASGI_KEYS))
+            self._route = scope.get("route")
+            self._scope = None
+        return self
 
     @property
     def request_id(self) -> str:
@@ -74,11 +74,12 @@ class ASGIIdentity:
         ids = self._ids
         if not ids:
             ids.append(_asgi_request_id(headers or ()))
+        where = "path"
         if self._route is not None and isinstance(route := getattr(self._route, "path", None), str):
-            place = "route", route
-        else:
-            place = "path", path if type(path) is str else str(path or "")
-        return ids[0], client[0] if client else None, "WEBSOCKET" if kind == "websocket" else method, place
+            where, path = "route", route
+        if kind == "websocket":
+            method = "WEBSOCKET"
+        return ids[0], client[0] if client else None, method, where, path if type(path) is str else str(path or "")
 
 
 class WSGIIdentity:
@@ -90,8 +91,8 @@ class WSGIIdentity:
         self._environ: Mapping[str, Any] | None = environ
         self._ids: list[str] = []
 
-    def settle(self) -> None:
-        """Keep what the properties need, and let go of the request itself."""
+    def settle(self) -> WSGIIdentity:
+        """Itself, having kept what the properties need and let go of the request."""
         environ = self._environ
         if environ is not None:
             get = environ.get
@@ -99,6 +100,7 @@ class WSGIIdentity:
             path = get("SCRIPT_NAME", ""), get("PATH_INFO", "")
             self._told = ids, get("REMOTE_ADDR"), get("REQUEST_METHOD"), path
             self._environ = None
+        return self
 
     @property
     def request_id(self) -> str:
@@ -119,7 +121,7 @@ class WSGIIdentity:
         path = "".join(parts)
         if not path.isascii():
             path = path.encode("latin-1", "replace").decode("utf-8", "replace")
-        return self.request_id, client, method, ("path", path)
+        return self.request_id, client, method, "path", path
 
 
 def error_response(error: VaultMiddlewareError) -> tuple[int, list[tuple[str, str]], bytes]:

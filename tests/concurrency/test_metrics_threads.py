@@ -115,7 +115,7 @@ def test_the_lines_of_many_threads_are_all_there_and_whole(mode: str, tmp_path: 
 
     def read(number: int) -> None:
         for turn in range(1000):
-            audit.access(f',"thread":{number}', f',"turn":{turn}', "hit", 1.0)
+            audit.access(f',"thread":{number}', f',"turn":{turn}', "hit", 1.0, 0.0)
 
     run(*[lambda number=number: read(number) for number in range(THREADS)])
     audit.flush()
@@ -133,7 +133,7 @@ def test_no_line_is_lost_or_torn_while_its_file_is_rotated(tmp_path: Path) -> No
 
     def read() -> None:
         for _ in range(1000):
-            audit.access("", "", "hit", 1.0)
+            audit.access("", "", "hit", 1.0, 0.0)
 
     def rotate() -> None:
         for number in range(50):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from vault_middleware import events
 from vault_middleware.events import Event
 from vault_middleware.secret import DynamicSecret, Lease, Secret
-from vault_middleware.telemetry.audit import Audit, Described
+from vault_middleware.telemetry.audit import Audit
+from vault_middleware.telemetry.lines import Described, asked
 
 #: Anything, with what breaks lines, JSON or bounds more often than chance would have it.
 HOSTILE = st.one_of(
@@ -31,13 +32,14 @@ class Who:
 
     def __init__(self, request_id: str | None, client: str | None, method: str | None, place: str) -> None:
         self.request_id = request_id
-        self._described: Described = request_id, client, method, ("path", place)
+        self._described: Described = request_id, client, method, "path", place
 
     def described(self) -> Described:
         return self._described
 
-    def settle(self) -> None:
+    def settle(self) -> Who:
         """There is nothing to let go of."""
+        return self
 
 
 class One:
@@ -96,9 +98,9 @@ def test_the_line_of_an_access_is_one_line_of_json_within_its_bound(
     ):
         sink = One()
         audit = Audit(sink)
-        context = audit.context_fragment(Who(request_id, client, method, place))
+        context = asked(Who(request_id, client, method, place))
         fragment = audit.secret_fragment(secret, "dynamic")
-        audit.access(context, fragment, "negative", ttl_left)
+        audit.access(context, fragment, "negative", ttl_left, 0.0)
         line = checked(sink.data)
         assert line["event"] == "secret_access"
         assert line["outcome"] == "negative"
@@ -115,7 +117,7 @@ def test_the_line_of_an_access_is_one_line_of_json_within_its_bound(
 def test_a_text_of_usual_length_comes_back_as_it_was(text: str) -> None:
     sink = One()
     audit = Audit(sink)
-    audit.access(audit.context_fragment(Who(text, text, None, text)), "", "hit", 1.0)
+    audit.access(asked(Who(text, text, None, text)), "", "hit", 1.0, 0.0)
     line = checked(sink.data)
     assert line["request_id"] == line["client"] == line["path"] == text
 
@@ -124,7 +126,7 @@ def test_a_text_of_usual_length_comes_back_as_it_was(text: str) -> None:
 def test_a_text_that_is_too_long_keeps_its_beginning_and_says_that_it_was_cut(text: str) -> None:
     sink = One()
     audit = Audit(sink)
-    audit.access(audit.context_fragment(Who(None, None, None, text)), "", "hit", 1.0)
+    audit.access(asked(Who(None, None, None, text)), "", "hit", 1.0, 0.0)
     clean = text.encode(errors="replace").decode()
     kept = checked(sink.data)["path"]
     assert kept == clean or (kept.endswith("…") and clean.startswith(kept[:-1]))

@@ -18,6 +18,7 @@ from vault_middleware.errors import ConfigurationError, InvalidSecretPath, Vault
 from vault_middleware.parsing import duration
 from vault_middleware.secret import Secret
 from vault_middleware.telemetry.audit import Audit
+from vault_middleware.telemetry.lines import asked
 from vault_middleware.vault import answers
 from vault_middleware.vault.paths import Mount, encode, validate
 from vault_middleware.vault.transport import Transport
@@ -79,10 +80,11 @@ def audit_line(*texts: str) -> None:
     sink = One()
     audit = Audit(sink)
     audit.access(
-        audit.context_fragment(Who(request_id, client, method, place)),
+        asked(Who(request_id, client, method, place)),
         audit.secret_fragment(Secret(name, {}, request_id=place), "static"),
         "hit",
         1.0,
+        0.0,
     )
     assert checked(sink.data)["event"] == "secret_access"
 

@@ -28,8 +28,9 @@ from vault_middleware.events import (
 )
 from vault_middleware.secret import DynamicSecret, Lease, Secret
 from vault_middleware.telemetry import buffer
-from vault_middleware.telemetry.audit import Audit, Described
+from vault_middleware.telemetry.audit import Audit
 from vault_middleware.telemetry.buffer import Buffer
+from vault_middleware.telemetry.lines import NOBODY, Described, asked
 from vault_middleware.telemetry.sinks import Off
 
 CANARY = "hunter2-canary"
@@ -50,13 +51,15 @@ class Who:
     request_id: str | None = "req-1"
     client: str | None = "10.0.0.7"
     method: str | None = "GET"
-    place: tuple[str, str] | None = ("route", "/orders/{id}")
+    where: str | None = "route"
+    place: str | None = "/orders/{id}"
 
     def described(self) -> Described:
-        return self.request_id, self.client, self.method, self.place
+        return self.request_id, self.client, self.method, self.where, self.place
 
-    def settle(self) -> None:
+    def settle(self) -> Who:
         """There is nothing to let go of."""
+        return self
 
 
 class Lines:
@@ -114,8 +117,8 @@ def written(event: Event) -> dict[str, Any]:
 
 def test_a_line_says_who_obtained_what_when_and_how() -> None:
     sink = Lines()
-    audit = Audit(sink, wall=lambda: 1764021600.25)
-    audit.access(audit.context_fragment(Who()), audit.secret_fragment(STATIC, "static"), "hit", 12.9)
+    audit = Audit(sink, clock=lambda: 0.0, wall=lambda: 1764021600.25)
+    audit.access(asked(Who()), audit.secret_fragment(STATIC, "static"), "hit", 12.9, 0.0)
     assert sink.parsed == [
         {
             "time": "2025-11-24T22:00:00.250Z",
@@ -135,11 +138,11 @@ def test_a_line_says_who_obtained_what_when_and_how() -> None:
     ]
 
 
-def test_the_time_of_a_line_moves_on_and_back_with_the_clock() -> None:
-    sink, times = Lines(), iter([0.0, 0.9996, 1.0, 86_400.5, 86_401.0, 59.25])
-    audit = Audit(sink, wall=lambda: next(times))
-    for _ in range(6):
-        audit.access("", "", "hit", 1.0)
+def test_the_time_of_a_line_is_that_of_its_read() -> None:
+    sink, began = Lines(), 1000.25
+    audit = Audit(sink, clock=lambda: 90_000.0, wall=lambda: 90_000.0 - began)
+    for read in (0.0, 0.9996, 1.0, 86_400.5, 86_401.0, 59.25):  # threads may come in any order
+        audit.access("", "", "hit", 0.0, began + read)
     assert [line["time"] for line in sink.parsed] == [
         "1970-01-01T00:00:00.000Z",
         "1970-01-01T00:00:00.999Z",
@@ -150,21 +153,30 @@ def test_the_time_of_a_line_moves_on_and_back_with_the_clock() -> None:
     ]
 
 
+def test_a_time_of_day_that_was_set_anew_shows_within_a_second() -> None:
+    sink, now, day = Lines(), [10.0], [500.0]
+    audit = Audit(sink, clock=lambda: now[0], wall=lambda: day[0])
+    audit.access("", "", "hit", 0.0, now[0])
+    now[0], day[0] = 11.0, 200.0
+    audit.access("", "", "hit", 0.0, now[0])
+    assert [line["time"] for line in sink.parsed] == ["1970-01-01T00:08:20.000Z", "1970-01-01T00:03:20.000Z"]
+
+
 def test_a_read_outside_any_request_says_so() -> None:
     sink = Lines()
     audit = Audit(sink)
-    audit.access(audit.context_fragment(), audit.secret_fragment(STATIC, "static"), "miss", 1.0)
+    audit.access(asked(NOBODY), audit.secret_fragment(STATIC, "static"), "miss", 1.0, 0.0)
     (line,) = sink.parsed
     assert (line["request_id"], line["client"], line["method"]) == (None, None, None)
 
 
 def test_what_is_not_known_of_a_request_is_null() -> None:
     class Nobody(Who):
-        request_id = client = method = place = None
+        request_id = client = method = where = place = None
 
     sink = Lines()
     audit = Audit(sink)
-    audit.access(audit.context_fragment(Nobody()), "", "hit", 1.0)
+    audit.access(asked(Nobody()), "", "hit", 1.0, 0.0)
     (line,) = sink.parsed
     assert (line["request_id"], line["client"], line["method"]) == (None, None, None)
     assert "path" not in line
@@ -175,14 +187,14 @@ def test_a_value_that_has_no_end_has_no_ttl_left() -> None:
     sink = Lines()
     audit = Audit(sink)
     for left in (float("inf"), float("nan"), float("-inf")):
-        audit.access("", "", "hit", left)
+        audit.access("", "", "hit", left, 0.0)
     assert [line["ttl_left"] for line in sink.parsed] == [None, None, None]
 
 
 def test_no_value_and_no_lease_id_is_in_a_line() -> None:
     sink = Lines()
     audit = Audit(sink)
-    audit.access(audit.context_fragment(Who()), audit.secret_fragment(DYNAMIC, "dynamic"), "hit", 1.0)
+    audit.access(asked(Who()), audit.secret_fragment(DYNAMIC, "dynamic"), "hit", 1.0, 0.0)
     text = b"".join(sink.writes).decode()
     assert CANARY not in text
     assert DYNAMIC.lease.lease_id not in text
@@ -192,7 +204,7 @@ def test_lines_about_one_lease_join_on_its_hash() -> None:
     sink = Lines()
     audit = Audit(sink)
     lease_id = DYNAMIC.lease.lease_id
-    audit.access("", audit.secret_fragment(DYNAMIC, "dynamic"), "hit", 1.0)
+    audit.access("", audit.secret_fragment(DYNAMIC, "dynamic"), "hit", 1.0, 0.0)
     audit(LeaseRenewed(DYNAMIC.path, lease_id, 60.0))
     audit(LeaseRotated(DYNAMIC.path, "another", lease_id, "why", 60.0))
     audit(LeaseRevoked(DYNAMIC.path, lease_id))
@@ -211,7 +223,7 @@ def test_the_hash_of_a_lease_is_salted_anew_in_each_process() -> None:
 def test_a_read_that_failed_has_a_line_with_its_reason() -> None:
     sink = Lines()
     audit = Audit(sink)
-    audit.failure(audit.context_fragment(Who()), "shared/none", "static", "error", "not_found")
+    audit.failure(asked(Who()), "shared/none", "static", "error", "not_found")
     (line,) = sink.parsed
     del line["time"]
     assert line == {
@@ -230,7 +242,7 @@ def test_a_read_that_failed_has_a_line_with_its_reason() -> None:
 def test_repeats_have_one_closing_line_with_their_count() -> None:
     sink = Lines()
     audit = Audit(sink)
-    audit.repeats(audit.context_fragment(Who()), audit.secret_fragment(STATIC, "static"), 41)
+    audit.repeats(asked(Who()), audit.secret_fragment(STATIC, "static"), 41)
     (line,) = sink.parsed
     assert (line["event"], line["request_id"], line["secret_path"], line["count"]) == (
         "secret_repeats",
@@ -294,8 +306,8 @@ def test_the_audit_that_is_off_renders_nothing() -> None:
             raise AssertionError
 
     audit = Audit(Refuses())
-    assert audit.context_fragment(Who()) == audit.secret_fragment(STATIC, "static") == ""
-    audit.access("", "", "hit", 1.0)
+    assert audit.context(Who()) == audit.secret_fragment(STATIC, "static") == ""
+    audit.access("", "", "hit", 1.0, 0.0)
     audit.failure("", "shared/none", "static", "error", "not_found")
     audit.repeats("", "", 1)
     audit(Started(7))
@@ -308,7 +320,7 @@ def test_the_audit_that_is_off_renders_nothing() -> None:
 def test_strict_the_line_is_written_before_the_access_returns() -> None:
     sink = Lines()
     audit = Audit(sink)
-    audit.access("", "", "hit", 1.0)
+    audit.access("", "", "hit", 1.0, 0.0)
     assert len(sink.writes) == 1
 
 
@@ -317,7 +329,7 @@ def test_strict_a_line_that_cannot_be_written_fails_the_access_and_the_failure()
     sink.stuck = True
     audit = Audit(sink)
     with pytest.raises(AuditError):
-        audit.access("", "", "hit", 1.0)
+        audit.access("", "", "hit", 1.0, 0.0)
     with pytest.raises(AuditError):
         audit.failure("", "shared/none", "static", "error", "not_found")
 
@@ -349,7 +361,7 @@ def test_buffered_a_line_is_written_soon_without_a_flush_and_in_order() -> None:
     sink = Lines()
     audit = Audit(sink, mode="buffered")
     for number in range(100):
-        audit.access("", "", "hit", number)
+        audit.access("", "", "hit", number, 0.0)
     audit(TokenRevoked())
     audit.failure("", "shared/none", "static", "error", "not_found")
     sink.wait_for(102)
@@ -358,10 +370,10 @@ def test_buffered_a_line_is_written_soon_without_a_flush_and_in_order() -> None:
 
 
 def test_buffered_a_line_has_the_time_of_its_access() -> None:
-    sink, times = Lines(), iter([10.0, 20.0])
-    audit = Audit(sink, mode="buffered", wall=lambda: next(times))
-    audit.access("", "", "hit", 1.0)
-    audit.access("", "", "hit", 1.0)
+    sink = Lines()
+    audit = Audit(sink, mode="buffered", clock=lambda: 25.0, wall=lambda: 25.0)
+    audit.access("", "", "hit", 1.0, 10.0)
+    audit.access("", "", "hit", 1.0, 20.0)
     audit.flush()
     assert [line["time"] for line in sink.parsed] == ["1970-01-01T00:00:10.000Z", "1970-01-01T00:00:20.000Z"]
 
@@ -371,7 +383,7 @@ def test_buffered_a_flush_writes_everything_that_waits(monkeypatch: pytest.Monke
     sink = Lines()
     audit = Audit(sink, mode="buffered")
     for number in range(1000):
-        audit.access("", "", "hit", number)
+        audit.access("", "", "hit", number, 0.0)
     audit.flush()
     assert [line["ttl_left"] for line in sink.parsed] == list(range(1000))
 
@@ -379,9 +391,9 @@ def test_buffered_a_flush_writes_everything_that_waits(monkeypatch: pytest.Monke
 def test_buffered_a_write_is_whole_lines_of_at_most_4096_bytes() -> None:
     sink = Lines()
     audit = Audit(sink, mode="buffered")
-    context, fragment = audit.context_fragment(Who()), audit.secret_fragment(DYNAMIC, "dynamic")
+    context, fragment = asked(Who()), audit.secret_fragment(DYNAMIC, "dynamic")
     for _ in range(200):
-        audit.access(context, fragment, "hit", 1.0)
+        audit.access(context, fragment, "hit", 1.0, 0.0)
     audit.flush()
     assert len(sink.parsed) == 200
     assert all(len(data) <= 4096 and data.endswith(b"\n") for data in sink.writes)
@@ -390,7 +402,7 @@ def test_buffered_a_write_is_whole_lines_of_at_most_4096_bytes() -> None:
 
 def test_buffered_a_full_queue_pushes_back_and_loses_nothing() -> None:
     sink = Lines()
-    queue = Buffer(sink, lambda now, record: b"%d\n" % record[0], room=10)
+    queue = Buffer(sink, lambda record: b"%d\n" % record[0], room=10)
     sink.stuck = True
     accepted: list[bytes] = []
     refusal = None
@@ -411,7 +423,7 @@ def test_buffered_a_full_queue_pushes_back_and_loses_nothing() -> None:
 def test_buffered_a_reader_at_a_full_queue_helps_to_write_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Buffer, "_rouse", lambda self: None)  # no writer but the readers
     sink = Lines()
-    queue = Buffer(sink, lambda now, record: b"%d\n" % record[0], room=10)
+    queue = Buffer(sink, lambda record: b"%d\n" % record[0], room=10)
     for number in range(100):
         queue.put(number)
     queue.flush()
@@ -428,7 +440,7 @@ def test_buffered_a_writer_that_hangs_costs_a_reader_no_more_than_the_budget() -
             return super().write(data)
 
     sink = Hangs()
-    queue = Buffer(sink, lambda now, record: b"%d\n" % record[0], room=1)
+    queue = Buffer(sink, lambda record: b"%d\n" % record[0], room=1)
     queue.put(0)
     assert entered.wait(WAIT)
     queue.put(1)
@@ -445,7 +457,7 @@ def test_buffered_a_reader_that_others_keep_from_a_full_queue_goes_on_while_the_
     monkeypatch.setattr(Buffer, "_rouse", lambda self: None)  # no writer but the readers
     monkeypatch.setattr(buffer, "BUDGET", 0.01)
     sink = Lines()
-    queue = Buffer(sink, lambda now, record: b"%d\n" % record[0], room=1)
+    queue = Buffer(sink, lambda record: b"%d\n" % record[0], room=1)
     queue.put(0)
 
     class Busy:
@@ -472,7 +484,7 @@ def test_buffered_lines_that_a_full_disk_has_cut_off_are_written_later() -> None
     sink = Fills()
     audit = Audit(sink, mode="buffered")
     for number in range(20):
-        audit.access("", "", "hit", number)
+        audit.access("", "", "hit", number, 0.0)
     audit.flush()
     assert [line["ttl_left"] for line in sink.parsed] == list(range(20))
 
@@ -491,7 +503,7 @@ def test_buffered_a_sink_that_fails_is_missed_aloud_once_and_what_waited_is_writ
         tries.release()
 
     monkeypatch.setattr(Buffer, "_say", say)
-    audit.access("", "", "hit", 7.0)
+    audit.access("", "", "hit", 7.0, 0.0)
     for _ in range(3):
         assert tries.acquire(timeout=WAIT)
     sink.stuck = False
@@ -513,8 +525,8 @@ def test_buffered_a_flush_to_a_stuck_sink_ends_and_says_what_is_not_written(
     sink = Lines()
     sink.stuck = True
     audit = Audit(sink, mode="buffered")
-    audit.access("", "", "hit", 7.0)
-    audit.access("", "", "hit", 8.0)
+    audit.access("", "", "hit", 7.0, 0.0)
+    audit.access("", "", "hit", 8.0, 0.0)
     audit.flush()
     assert [record.message for record in caplog.records] == [
         "2 audit lines are not written: an audit line was not written: it is stuck; pull"
@@ -523,7 +535,7 @@ def test_buffered_a_flush_to_a_stuck_sink_ends_and_says_what_is_not_written(
 
 def test_buffered_the_writer_ends_when_it_has_nothing_to_do_and_comes_back() -> None:
     sink = Lines()
-    queue = Buffer(sink, lambda now, record: b"%d\n" % record[0])
+    queue = Buffer(sink, lambda record: b"%d\n" % record[0])
     for number in range(3):
         queue.put(number)
         writer = queue._writer
@@ -544,12 +556,12 @@ def test_a_forked_child_leaves_to_its_parent_what_waits_and_writes_its_own(
     audit = Audit(sink, mode=mode)
     with monkeypatch.context() as patch:
         patch.setattr(Buffer, "_rouse", lambda self: None)  # the parent's writer, which the child does not have
-        audit.access("", "", "hit", 1.0)
+        audit.access("", "", "hit", 1.0, 0.0)
     waiting = len(sink.writes)
     if audit._buffer is not None:
         audit._buffer._pen.acquire()  # another thread of the parent was writing
     audit.after_fork()
-    audit.access("", "", "hit", 2.0)
+    audit.access("", "", "hit", 2.0, 0.0)
     sink.wait_for(waiting + 1)
     audit.flush()
     assert [line["ttl_left"] for line in sink.parsed[waiting:]] == [2]

@@ -93,7 +93,7 @@ class Gate:
         entry.last_read = now
         self._hit()
         try:
-            self._access(by.context, entry.fragment, "hit", until - now)
+            self._access(by.context, entry.fragment, "hit", until, now)
         except AuditError:
             self._metrics.error("audit")
             raise
@@ -157,7 +157,7 @@ class Gate:
                 self._metrics.stale()
         until = entry.stale_until if outcome == "stale" else entry.fresh_until
         try:
-            self._access(by.context, entry.fragment, outcome, until - now)
+            self._access(by.context, entry.fragment, outcome, until, now)
         except AuditError:
             self._metrics.error("audit")
             raise

@@ -24,7 +24,7 @@ from ..accessor import RequestSecrets, current_secrets
 from ..errors import AccessorClosed
 from ..manager import SecretsManager
 from ..secret import DynamicSecret, Secret
-from ..telemetry.audit import Described
+from ..telemetry.lines import Described
 
 __all__ = ["Credentials", "Held", "refused", "user_and_password"]
 
@@ -206,8 +206,9 @@ class _Asking:
         """As it was then."""
         return self.line
 
-    def settle(self) -> None:
+    def settle(self) -> _Asking:
         """It has let go of the request already."""
+        return self
 
 
 def _asking() -> _Asking | None:

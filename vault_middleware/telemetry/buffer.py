@@ -35,23 +35,21 @@ _BEHIND = "the queue of audit lines is not written off in time; see that whoever
 
 
 class Buffer:
-    """A queue of records before *sink*; *render* makes the line of the time and arguments of a :meth:`put`."""
+    """A queue of records before *sink*; *render* makes a line of a record: the arguments of one :meth:`put`."""
 
     def __init__(
         self,
         sink: Sink,
-        render: Callable[[float, tuple[Any, ...]], bytes],
+        render: Callable[[tuple[Any, ...]], bytes],
         *,
         room: int = ROOM,
         clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self._sink = sink
         self._render = render
         self._room = room
         self._clock = clock
-        self._wall = wall
-        self._queue: deque[tuple[float, tuple[Any, ...]]] = deque()
+        self._queue: deque[tuple[Any, ...]] = deque()
         #: What the sink has not taken yet of the last batch.
         self._rest = b""
         #: How often the sink has taken something.
@@ -80,7 +78,7 @@ class Buffer:
         """
         if len(self._queue) >= self._room:
             self._make_room()
-        self._queue.append((self._wall(), record))
+        self._queue.append(record)
         if not self._awake:
             self._rouse()
 
@@ -183,11 +181,11 @@ class Buffer:
         lines: list[bytes] = []
         size = 0
         while queue:
-            now, record = queue[0]
-            line = render(now, record)
+            record = queue.popleft()
+            line = render(record)
             size += len(line)
             if size > most and lines:
+                queue.appendleft((line,))
                 break
             lines.append(line)
-            queue.popleft()
         return b"".join(lines)
