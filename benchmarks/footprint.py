@@ -97,7 +97,7 @@ def memory(entries: int = 5_000, managers: int = 1_000, each: int = 10) -> list[
     def requests() -> None:
         for one in idle:
             for _ in range(each):
-                RequestSecrets(one, ASGIIdentity(dict(SCOPE))).close()
+                RequestSecrets(one, dict(SCOPE), ASGIIdentity).close()
 
     requests()
     left = _traced(requests)

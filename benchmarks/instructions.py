@@ -81,12 +81,12 @@ def _work() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         strict, buffered = (stack.enter_context(opened(Path(name), mode)) for mode in ("strict", "buffered"))
         floor = LockFree(STATIC)
-        request = stack.enter_context(RequestSecrets(buffered, ASGIIdentity(SCOPE)))
+        request = stack.enter_context(RequestSecrets(buffered, SCOPE, ASGIIdentity))
         request.get_secret(STATIC)
 
         def first(manager: object, read: bool = True) -> Callable[[], None]:
             def one() -> None:
-                secrets = RequestSecrets(manager, ASGIIdentity(SCOPE))  # type: ignore[arg-type]
+                secrets = RequestSecrets(manager, SCOPE, ASGIIdentity)  # type: ignore[arg-type]
                 if read:
                     secrets.get_secret(STATIC)
                 secrets.close()

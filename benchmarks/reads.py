@@ -65,7 +65,7 @@ def reads() -> tuple[list[Figure], dict[str, float]]:
                 buffered.audit.flush()  # so that the queue never fills, and no reader is made to write
                 bare.flush()
 
-            request = RequestSecrets(buffered, ASGIIdentity(SCOPE))
+            request = RequestSecrets(buffered, SCOPE, ASGIIdentity)
             request.get_secret(STATIC)
             found = costs(
                 {
@@ -102,11 +102,11 @@ def reads() -> tuple[list[Figure], dict[str, float]]:
 
 
 def _request(manager: SecretsManager) -> None:
-    RequestSecrets(manager, ASGIIdentity(SCOPE)).close()
+    RequestSecrets(manager, SCOPE, ASGIIdentity).close()
 
 
 def _first(manager: SecretsManager) -> None:
-    secrets = RequestSecrets(manager, ASGIIdentity(SCOPE))
+    secrets = RequestSecrets(manager, SCOPE, ASGIIdentity)
     secrets.get_secret(STATIC)
     secrets.close()
 

@@ -216,7 +216,7 @@ def _serve(variant: str) -> None:
 
     with tempfile.TemporaryDirectory() as name, opened(Path(name), "strict") as manager:
         app = application(None if variant == "bare" else manager, read=variant == "one read")
-        listening = socket.socket()
+        listening = socket.socket(proto=socket.IPPROTO_TCP)  # else asyncio leaves Nagle on, and each answer waits
         listening.bind(("127.0.0.1", 0))
         print(listening.getsockname()[1], flush=True)
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False))

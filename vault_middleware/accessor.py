@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Final
+from typing import Any, Final
 
 from .cache import Entry, Key
 from .engine.repeats import Repeat
@@ -22,7 +22,6 @@ __all__ = ["RequestSecrets", "activate", "current_secrets", "deactivate"]
 
 _current: ContextVar[RequestSecrets] = ContextVar("vault_middleware.secrets")
 
-
 #: How long a request goes on with a stale value before it asks again whether the server is back, in seconds.
 STALE_PIN = 1.0
 
@@ -33,6 +32,13 @@ _changing = threading.RLock()
 #: What a request has that reads nothing twice, and none that is leased: so that it need not make a dict for it.
 _NO_REPEATS: Final[dict[Key, Repeat]] = {}
 _NO_HOLDS: Final[dict[Holds, None]] = {}
+
+#: Who asks after the end.
+_NOBODY: Final[list[Identity]] = [NOBODY]
+
+
+def _as_it_is(identity: Identity) -> Identity:
+    return identity
 
 
 class RequestSecrets:
@@ -49,17 +55,24 @@ class RequestSecrets:
         "_clock",
         "_closed",
         "_holds",
-        "_identity",
+        "_identify",
+        "_known",
         "_manager",
         "_outer",
         "_pins",
         "_repeats",
+        "_request",
         "context",
     )
 
-    def __init__(self, manager: SecretsManager, identity: Identity | None = None) -> None:
+    def __init__(
+        self, manager: SecretsManager, request: Any = None, identify: Callable[[Any], Identity] = _as_it_is
+    ) -> None:
         self._manager = manager
-        self._identity = identity
+        # Who asks: what *identify* makes of the *request*, and only when that is wanted, as many a request reads nothing.
+        self._request = request
+        self._identify = identify
+        self._known: list[Identity] = []
         self._clock = manager.clock
         self._allowed: tuple[tuple[str, ...], ...]  # set where a route has an allow-list, and looked at only there
         #: The audit line's part about this request; made at the first read, as little is known and wanted before.
@@ -201,7 +214,7 @@ class RequestSecrets:
     def _at_hand(self, key: Key, dynamic: bool, fresh: bool = False) -> Secret | None:
         """The secret, if the request has read it once or the cache has it; None if the gate must see to it."""
         if not self.context:
-            self._introduce()
+            self.context = self._manager.audit.context(self)
         if fresh:
             return None
         entry = self._pins.get(key)
@@ -216,10 +229,6 @@ class RequestSecrets:
         if self._pins.setdefault(key, entry) is entry and not self._closed and self._beside is None:
             return entry.secret
         return self._keep(key, entry)
-
-    def _introduce(self) -> None:
-        """Have the audit's lines say who asks."""
-        self.context = self._manager.audit.context(self._identity or NOBODY)
 
     def _keep(self, key: Key, entry: Entry, fresh: bool = False) -> Secret:
         """Pin *entry* for the rest of the request, unless another thread of it has pinned a valid one meanwhile."""
@@ -285,12 +294,16 @@ class RequestSecrets:
     @property
     def request_id(self) -> str | None:
         """The id of the request, which travels to Vault with a fetch."""
-        return None if self._identity is None else self._identity.request_id
+        return self.identity.request_id
 
     @property
-    def identity(self) -> Identity | None:
-        """The request behind it, if there is one."""
-        return self._identity
+    def identity(self) -> Identity:
+        """Who asks."""
+        known = self._known
+        if not known:
+            request = self._request  # None outside of requests, and after their end
+            known.append(NOBODY if request is None else self._identify(request))
+        return known[0]  # the same, whichever threads found it out
 
     def take(self, holds: Holds) -> None:
         """Hold a lease until the request ends."""
@@ -331,7 +344,7 @@ class RequestSecrets:
 
     def _within(self) -> RequestSecrets:
         """Another accessor of the same request."""
-        other = RequestSecrets(self._manager, self._identity)
+        other = RequestSecrets(self._manager, self.identity)
         other.context = self.context
         return other
 
@@ -341,7 +354,7 @@ class RequestSecrets:
             return
         self._closed = True
         # It leads to the request, which leads here: cut, nothing of it has to wait for the garbage collector.
-        self._identity = None
+        self._request, self._known = None, _NOBODY
         if self._holds:
             for holds in list(self._holds):
                 holds.give_back(self)

@@ -87,7 +87,7 @@ class VaultMiddleware:
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         manager = self._manager or self.manager
-        secrets = RequestSecrets(manager, ASGIIdentity(scope))
+        secrets = RequestSecrets(manager, scope, ASGIIdentity)
         state = scope.get("state")
         if state is None:
             state = scope["state"] = {}

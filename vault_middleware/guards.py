@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from .accessor import RequestSecrets
 from .errors import VaultMiddlewareError
 from .manager import SecretsManager
 from .tripwire import Tripwire, Watch, checked
-from .web import ASGIIdentity, WSGIIdentity, error_response
+from .web import error_response
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -43,14 +44,14 @@ class ASGIGuard:
         tripwire = self._tripwire
         if tripwire is None:
             tripwire = self._tripwire = Tripwire(self._manager(), self._mode)
-        await self._app(scope, receive, _Sending(tripwire, ASGIIdentity(scope).request_id, send))
+        await self._app(scope, receive, _Sending(tripwire, scope["state"]["secrets"], send))
 
 
 class _Sending:
     """The ``send`` of one response. Where it may be held back its start waits for the first piece of the body."""
 
-    def __init__(self, tripwire: Tripwire, request_id: str, send: Send) -> None:
-        self._watch = tripwire.watch(request_id)
+    def __init__(self, tripwire: Tripwire, secrets: RequestSecrets, send: Send) -> None:
+        self._watch = tripwire.watch(secrets)
         self._blocks = tripwire.blocks
         self._send = send
         self._start: Message | None = None
@@ -98,7 +99,7 @@ class WSGIGuard:
         tripwire = self._tripwire
         if tripwire is None:
             tripwire = self._tripwire = Tripwire(self._manager(), self._mode)
-        starting = _Starting(tripwire.watch(WSGIIdentity(environ).request_id), tripwire.blocks, start_response)
+        starting = _Starting(tripwire.watch(environ["vault_middleware.secrets"]), tripwire.blocks, start_response)
         return _Guarded(self._app(environ, starting), starting)
 
 

@@ -23,6 +23,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
+from .accessor import RequestSecrets
 from .errors import ConfigurationError
 from .events import LeakFound
 from .manager import SecretsManager
@@ -189,17 +190,17 @@ class Tripwire:
             request_id or "none",
         )
 
-    def watch(self, request_id: str | None = None) -> Watch:
-        """For one response."""
-        return Watch(self, request_id)
+    def watch(self, secrets: RequestSecrets | None = None) -> Watch:
+        """For one response: that to the request behind *secrets*."""
+        return Watch(self, secrets)
 
 
 class Watch:
     """One response: its headers, and its body piece by piece. Raises one alarm at most."""
 
-    def __init__(self, tripwire: Tripwire, request_id: str | None) -> None:
+    def __init__(self, tripwire: Tripwire, secrets: RequestSecrets | None) -> None:
         self._tripwire = tripwire
-        self._request_id = request_id
+        self._secrets = secrets
         self._tail = b""
         self._left = tripwire.max_body
         self.found = False
@@ -222,7 +223,7 @@ class Watch:
     def _look(self, data: bytes, where: str) -> bool:
         if not self.found and (path := self._tripwire.find(data)) is not None:
             self.found = True
-            self._tripwire.alarm(path, where, self._request_id)
+            self._tripwire.alarm(path, where, None if self._secrets is None else self._secrets.request_id)
         return self.found
 
 

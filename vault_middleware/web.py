@@ -38,38 +38,27 @@ _ASGI = itemgetter(*_ASGI_KEYS)
 
 
 class ASGIIdentity:
-    """A request as its ASGI scope tells it; read only when a secret is."""
+    """A request as its ASGI scope tells it; of that it keeps what it has to say."""
 
-    __slots__ = ("_ids", "_route", "_scope", "_told")
+    __slots__ = ("_ids", "_route", "_told")
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
-        self._scope: Mapping[str, Any] | None = scope
+        try:
+            self._told = _ASGI(scope)
+        except KeyError:  # over a unix socket there may be no client, and a websocket has no method
+            self._told = tuple(map(scope.get, _ASGI_KEYS))
+        self._route = scope.get("route")
         self._ids: list[str] = []
-
-    def settle(self) -> ASGIIdentity:
-        """Itself, having kept what the properties need and let go of the request."""
-        scope = self._scope
-        if scope is not None:
-            try:
-                self._told = _ASGI(scope)
-            except KeyError:  # over a unix socket there may be no client, and a websocket has no method
-                self._told = tuple(map(scope.get, _ASGI_KEYS))
-            self._route = scope.get("route")
-            self._scope = None
-        return self
 
     @property
     def request_id(self) -> str:
         """See :func:`request_id`; one and the same, whichever thread asks first."""
         if not self._ids:
-            self.settle()
             self._ids.append(_asgi_request_id(self._told[1] or ()))
         return self._ids[0]
 
     def described(self) -> Described:
         """Its id, the address that the server saw, the method or ``WEBSOCKET``, and the route if it is told, else the path."""
-        if self._scope is not None:
-            self.settle()
         kind, headers, client, method, path = self._told
         ids = self._ids
         if not ids:
@@ -83,30 +72,21 @@ class ASGIIdentity:
 
 
 class WSGIIdentity:
-    """A request as its WSGI environ tells it; read only when a secret is."""
+    """A request as its WSGI environ tells it; of that it keeps what it has to say."""
 
-    __slots__ = ("_environ", "_ids", "_told")
+    __slots__ = ("_ids", "_told")
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
-        self._environ: Mapping[str, Any] | None = environ
+        get = environ.get
+        ids = get("HTTP_X_REQUEST_ID"), get("HTTP_TRACEPARENT")
+        path = get("SCRIPT_NAME", ""), get("PATH_INFO", "")
+        self._told = ids, get("REMOTE_ADDR"), get("REQUEST_METHOD"), path
         self._ids: list[str] = []
-
-    def settle(self) -> WSGIIdentity:
-        """Itself, having kept what the properties need and let go of the request."""
-        environ = self._environ
-        if environ is not None:
-            get = environ.get
-            ids = get("HTTP_X_REQUEST_ID"), get("HTTP_TRACEPARENT")
-            path = get("SCRIPT_NAME", ""), get("PATH_INFO", "")
-            self._told = ids, get("REMOTE_ADDR"), get("REQUEST_METHOD"), path
-            self._environ = None
-        return self
 
     @property
     def request_id(self) -> str:
         """See :func:`request_id`; one and the same, whichever thread asks first."""
         if not self._ids:
-            self.settle()
             self._ids.append(request_id(*self._told[0]))
         return self._ids[0]
 
@@ -115,8 +95,6 @@ class WSGIIdentity:
 
         WSGI has the path's bytes as Latin-1, whatever they are.
         """
-        if self._environ is not None:
-            self.settle()
         _, client, method, parts = self._told
         path = "".join(parts)
         if not path.isascii():

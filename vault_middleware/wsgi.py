@@ -48,7 +48,7 @@ class VaultWSGIMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         manager = self.manager
-        secrets = RequestSecrets(manager, WSGIIdentity(environ))
+        secrets = RequestSecrets(manager, environ, WSGIIdentity)
         outer = None
         if "vault_middleware.secrets" in environ:
             outer = environ["vault_middleware.secrets"], environ.get("vault_middleware.manager")

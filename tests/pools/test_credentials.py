@@ -161,7 +161,7 @@ def test_a_refusal_is_told_from_other_failures(error: Exception, is_refusal: boo
 
 def test_the_audit_line_of_a_connection_names_the_request_that_opened_it(manager: StubManager) -> None:
     environ = {"HTTP_X_REQUEST_ID": "asked-for-it", "REQUEST_METHOD": "GET", "PATH_INFO": "/x"}
-    with RequestSecrets(manager, WSGIIdentity(environ)) as request:
+    with RequestSecrets(manager, environ, WSGIIdentity) as request:
         token = activate(request)
         held = Credentials(manager, CREDS).take()
         deactivate(token)

@@ -37,10 +37,6 @@ class Who:
     def described(self) -> Described:
         return self._described
 
-    def settle(self) -> Who:
-        """There is nothing to let go of."""
-        return self
-
 
 class One:
     """A sink that takes exactly one line."""

@@ -188,6 +188,20 @@ def test_an_alarm_is_counted_audited_and_logged_and_the_response_goes_out(
     assert VALUE not in caplog.text + audit.read_text()
 
 
+def test_an_alarm_names_the_request_as_the_lines_of_its_reads_do(manager: SecretsManager, audit: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        read = scope["state"]["secrets"].get_secret("app/long")
+        await send(start())
+        await send(body(read["value"]))
+
+    async def dropping(_message: Any) -> None:
+        return
+
+    scope = {"type": "http", "path": "/", "headers": []}  # so that an id is made up
+    asyncio.run(VaultMiddleware(app, manager, tripwire="alarm")(scope, None, dropping))  # type: ignore[arg-type]
+    assert audit_lines(audit, "leak_found")[-1]["request_id"] == audit_lines(audit, "secret_access")[-1]["request_id"]
+
+
 @pytest.mark.parametrize(("messages", "where"), [LEAKS[0], LEAKS[2]])
 def test_what_is_held_back_becomes_a_500_without_it(manager: SecretsManager, messages: Messages, where: str) -> None:
     first, second = sent(manager, "block", messages)

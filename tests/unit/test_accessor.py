@@ -15,6 +15,7 @@ from tests.waiting import eventually, in_threads
 from vault_middleware import DynamicSecret, RequestSecrets, SecretsManager, current_secrets
 from vault_middleware.accessor import STALE_PIN, activate, deactivate
 from vault_middleware.errors import AccessorClosed, AuditError, SecretNotDynamic, SecretNotFound
+from vault_middleware.web import ASGIIdentity
 
 
 @pytest.fixture
@@ -219,6 +220,33 @@ def test_after_its_end_every_getter_says_so(manager: SecretsManager) -> None:
     with pytest.raises(AccessorClosed), secrets.scope():
         pass
     assert secret["value"]
+
+
+def test_a_request_that_reads_nothing_is_not_looked_at(manager: SecretsManager) -> None:
+    def identify(_request: object) -> ASGIIdentity:
+        raise AssertionError
+
+    RequestSecrets(manager, object(), identify).close()
+
+
+def test_threads_that_read_first_at_once_agree_on_who_asks(manager: SecretsManager, audit: Path) -> None:
+    both = threading.Barrier(2)
+
+    def identify(scope: dict[str, str]) -> ASGIIdentity:
+        both.wait(10)
+        return ASGIIdentity(scope)  # without a header its id is a new one each time
+
+    with RequestSecrets(manager, {"type": "http"}, identify) as secrets:
+        in_threads(2, lambda number: secrets.get_secret(f"app/{number}"))
+        ids = [line["request_id"] for line in audit_lines(audit, "secret_access")]
+        assert ids == [secrets.request_id] * 2
+
+
+def test_nobody_asks_after_the_end(manager: SecretsManager) -> None:
+    secrets = RequestSecrets(manager, {"type": "http"}, ASGIIdentity)
+    assert secrets.request_id
+    secrets.close()
+    assert secrets.request_id is None
 
 
 def test_an_end_twice_is_one_end(manager: SecretsManager, audit: Path) -> None:

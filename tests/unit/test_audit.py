@@ -57,10 +57,6 @@ class Who:
     def described(self) -> Described:
         return self.request_id, self.client, self.method, self.where, self.place
 
-    def settle(self) -> Who:
-        """There is nothing to let go of."""
-        return self
-
 
 class Lines:
     """A sink in memory, which can be stuck."""
@@ -306,7 +302,7 @@ def test_the_audit_that_is_off_renders_nothing() -> None:
             raise AssertionError
 
     audit = Audit(Refuses())
-    assert audit.context(Who()) == audit.secret_fragment(STATIC, "static") == ""
+    assert audit.secret_fragment(STATIC, "static") == ""
     audit.access("", "", "hit", 1.0, 0.0)
     audit.failure("", "shared/none", "static", "error", "not_found")
     audit.repeats("", "", 1)

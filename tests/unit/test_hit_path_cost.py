@@ -115,12 +115,12 @@ def test_a_repeat_read_takes_few_steps_whatever_the_audit(manager: SecretsManage
 
 
 def test_a_first_read_takes_few_steps_on_the_reading_thread(manager: SecretsManager, mode: str) -> None:
-    requests = [RequestSecrets(manager, ASGIIdentity(SCOPE)) for _ in range(2)]
+    requests = [RequestSecrets(manager, SCOPE, ASGIIdentity) for _ in range(2)]
     bounded(steps(lambda: requests.pop().get_secret(STATIC)), FIRST[mode])
 
 
 def test_a_first_read_of_a_lease_takes_few_steps_more(manager: SecretsManager, mode: str) -> None:
-    requests = [RequestSecrets(manager, ASGIIdentity(SCOPE)) for _ in range(2)]
+    requests = [RequestSecrets(manager, SCOPE, ASGIIdentity) for _ in range(2)]
     bounded(steps(lambda: requests.pop().get_dynamic_secret(DYNAMIC)), FIRST[mode] + LEASE)
 
 
@@ -129,7 +129,7 @@ def test_a_read_outside_a_request_takes_few_steps(manager: SecretsManager, mode:
 
 
 def test_a_request_that_reads_nothing_takes_few_steps(manager: SecretsManager) -> None:
-    bounded(steps(lambda: RequestSecrets(manager, ASGIIdentity(SCOPE)).close()), NOTHING)
+    bounded(steps(lambda: RequestSecrets(manager, SCOPE, ASGIIdentity).close()), NOTHING)
 
 
 def test_a_hit_takes_as_many_steps_among_many_secrets_as_alone(manager: SecretsManager) -> None:

@@ -206,18 +206,12 @@ class _Asking:
         """As it was then."""
         return self.line
 
-    def settle(self) -> _Asking:
-        """It has let go of the request already."""
-        return self
-
 
 def _asking() -> _Asking | None:
     """The request that is being handled, if there is one."""
     try:
         identity = current_secrets().identity
     except AccessorClosed:
-        return None
-    if identity is None:
         return None
     return _Asking(identity.request_id, identity.described())
 

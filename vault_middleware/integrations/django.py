@@ -176,21 +176,23 @@ class _Handling:
     def __init__(self, request: HttpRequest) -> None:
         made = _made_once()
         scope: Mapping[str, Any] | None = getattr(request, "scope", None)
-        identity = WSGIIdentity(request.META) if scope is None else ASGIIdentity(scope)
-        self._secrets = RequestSecrets(made.manager, identity)
+        self._secrets = (
+            RequestSecrets(made.manager, request.META, WSGIIdentity)
+            if scope is None
+            else RequestSecrets(made.manager, scope, ASGIIdentity)
+        )
         state = getattr(request, "state", None)
         if state is None:
             state = request.state = _State()
         state.secrets = self._secrets
         state.secrets_manager = made.manager
         self._tripwire = made.tripwire
-        self._request_id = "" if made.tripwire is None else identity.request_id
         self._token: Token[RequestSecrets] | None = activate(self._secrets)
 
     def until_sent(self, response: HttpResponseBase) -> HttpResponseBase:
         """What to send: *response*, unless it is held back; the end is when the server's side of Django closes it."""
         if self._tripwire is not None:
-            response = _looked_at(response, self._tripwire.watch(self._request_id), self._tripwire.blocks)
+            response = _looked_at(response, self._tripwire.watch(self._secrets), self._tripwire.blocks)
         close = response.close
 
         def closing() -> None:

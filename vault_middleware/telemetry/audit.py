@@ -8,8 +8,8 @@ import os
 import time
 from collections.abc import Callable
 from hashlib import blake2b
-from operator import methodcaller
-from typing import Any
+from operator import attrgetter
+from typing import Any, Protocol
 
 from ..errors import AuditError
 from ..events import Event
@@ -34,6 +34,14 @@ _LIMITS = {"secret_path": PATH, "reason": REASON}
 Context = str | Identity
 
 
+class Asking(Protocol):
+    """Who reads."""
+
+    @property
+    def identity(self) -> Identity:
+        """For whom."""
+
+
 class Audit:
     """Writes audit lines to *sink*.
 
@@ -51,7 +59,7 @@ class Audit:
     Attributes
     ----------
     context
-        Called as ``context(identity)``: the part about who asks, as :attr:`access` takes it.
+        Called as ``context(by)`` with who reads: the part about who asks, as :attr:`access` takes it.
     access
         Called as ``access(context, fragment, outcome, until, now)``, with what :attr:`context` and
         :meth:`secret_fragment` gave, and on the monotonic clock until when the value is good and what time it is now; for
@@ -75,12 +83,12 @@ class Audit:
         self._buffer: Buffer | None = None
         self._write: Callable[[bytes], object] = sink.write
         self.access: Callable[..., object]
-        self.context: Callable[[Identity], Context] = asked
+        self.context: Callable[[Asking], Context] = _asked
         if self._off:
             self.access = _nothing
             self.context = _nobody
         elif mode == "buffered":
-            self.context = methodcaller("settle")
+            self.context = attrgetter("identity")  # the writer renders it
             self._buffer = Buffer(sink, _later(access_lines(clock, wall, bytes)), clock=clock)
             self.access = self._write = self._buffer.put
         else:
@@ -191,9 +199,13 @@ def _rendered(context: Context) -> str:
     return context if isinstance(context, str) else asked(context)
 
 
-def _nobody(_identity: Identity) -> str:
-    """What there is to say of who asks, with the audit off."""
-    return ""
+def _asked(by: Asking) -> str:
+    return asked(by.identity)
+
+
+def _nobody(_by: Asking) -> str:
+    """With the audit off nobody looks at who asks."""
+    return "off"
 
 
 def _nothing(_context: Context, _fragment: str, _outcome: str, _until: float, _now: float) -> None:

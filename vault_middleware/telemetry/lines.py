@@ -50,7 +50,7 @@ Described = tuple[str | None, str | None, str | None, str | None, str | None]
 
 
 class Identity(Protocol):
-    """Who asks. Looked at only when something is read."""
+    """Who asks. It has let go of the request, as the line about it may be written after its end."""
 
     @property
     def request_id(self) -> str | None:
@@ -58,9 +58,6 @@ class Identity(Protocol):
 
     def described(self) -> Described:
         """What the audit line says of it."""
-
-    def settle(self) -> Identity:
-        """Itself, having kept what is to be described and let go of the request: the line may be written after its end."""
 
 
 class _Nobody:
@@ -70,9 +67,6 @@ class _Nobody:
 
     def described(self) -> Described:
         return None, None, None, None, None
-
-    def settle(self) -> Identity:
-        return self
 
 
 NOBODY: Final[Identity] = _Nobody()
