@@ -133,11 +133,14 @@ class BareMiddleware:
 
 def _asked(told: tuple[Any, ...]) -> str:
     headers, client, method, path = told
-    value = next(value for name, value in headers if name == b"x-request-id").decode()
-    together = f"{value}{client[0]}{method}{path}"
-    if len(encode_basestring_ascii(together)) != len(together) + 2:
-        raise ValueError(together)
-    return f',"request_id":"{value}","client":"{client[0]}","method":"{method}","path":"{path}"'
+    for name, value in headers:
+        if name == b"x-request-id":
+            asks = encode_basestring_ascii(value.decode())
+            break
+    return (
+        f',"request_id":{asks},"client":{encode_basestring_ascii(client[0])},"method":{encode_basestring_ascii(method)}'
+        f',"path":{encode_basestring_ascii(path)}'
+    )
 
 
 def _line(asked: str, now: float, left: float) -> bytes:

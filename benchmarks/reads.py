@@ -168,7 +168,8 @@ def _figures(found: dict[str, float]) -> list[Figure]:
             "≤ 4",
             times("first, buffered"),
             buffered <= 4,
-            "four Python calls from getter to queue; pin, hold, count, time of day and record are each one call into C",
+            "six Python calls from getter to queue; who asks is found out and kept; pin, count, clock and record are each "
+            "one call into C",
             bare("buffered"),
         ),
         Figure(

@@ -46,6 +46,13 @@ class RequestSecrets:
 
     Within the request a path gives the same object while that is valid, so that user and password never come from two
     leases; a lease it has read is not revoked before the request has ended. Close it when the response is finished.
+
+    Parameters
+    ----------
+    manager
+        What it reads from.
+    request, identify
+        Who asks, for the audit: what ``identify(request)`` gives once something is read; without a request, nobody.
     """
 
     __slots__ = (
