@@ -1,7 +1,7 @@
 """What a read that hits may cost: counted in steps of the interpreter, not in time, so that a busy machine changes nothing.
 
 A step is one bytecode instruction within this package. They differ a little from one Python to the next, so each bound is
-the most that any of them takes, and a tenth more. What a call into C costs shows in none; ``make bench-instructions``
+the most that any of them takes, and a tenth more. What a call into C costs shows in none; ``python -m benchmarks.instructions``
 counts the machine's instructions, where valgrind is there.
 """
 
@@ -22,9 +22,9 @@ from vault_middleware import RequestSecrets, SecretsManager
 from vault_middleware.web import ASGIIdentity
 
 #: The bounds, and for the modes of the audit where they tell: a line is rendered on the reading thread only if strict.
-REPEAT, LEASE, NOTHING = 35, 86, 73
-FIRST = {"off": 169, "strict": 510, "buffered": 220}
-OUTSIDE = {"off": 80, "strict": 193, "buffered": 107}
+REPEAT, LEASE, NOTHING = 35, 85, 74
+FIRST = {"off": 152, "strict": 503, "buffered": 220}
+OUTSIDE = {"off": 79, "strict": 185, "buffered": 100}
 
 ROOT = str(Path(vault_middleware.__file__).parent)
 
