@@ -1,8 +1,8 @@
 """What a read that hits may cost: counted in steps of the interpreter, not in time, so that a busy machine changes nothing.
 
 A step is one bytecode instruction within this package. They differ a little from one Python to the next, so each bound is
-the most that any of them takes, and a tenth more. What a call into C costs shows in none; ``python -m benchmarks.instructions``
-counts the machine's instructions, where valgrind is there.
+the most that any of them takes, and a tenth more. What a call into C costs shows in none; where valgrind is there,
+``python -m benchmarks.instructions`` counts the machine's instructions.
 """
 
 from __future__ import annotations
