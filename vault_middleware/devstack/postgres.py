@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import secrets
@@ -11,15 +10,10 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from .process import (
-    DevStackError,
-    Process,
-    extra,
-    on_free_port,
-    package_folder,
-)
+from .process import DevStackError, Process, extra, package_folder
+from .server import Server
 
 if TYPE_CHECKING:
     import psycopg
@@ -39,78 +33,27 @@ _SETTINGS = {
 }
 
 
-class Postgres:
+class Postgres(Server):
     """One PostgreSQL server with a data folder of its own; a context manager.
 
     As root it runs as the user ``postgres`` or ``nobody``, for PostgreSQL refuses root.
     """
 
+    title = "PostgreSQL"
+    ending = signal.SIGINT  # its sessions included
     host = "127.0.0.1"
     superuser = "postgres"
 
     def __init__(self) -> None:
+        super().__init__()
         self.superuser_password = secrets.token_urlsafe(18)
-        self.port = 0
         self._user = _unprivileged() if os.geteuid() == 0 else None
-        self._folder: Path | None = None
         self._programs: Path | None = None
-        self._process: Process | None = None
-
-    def start(self) -> Self:
-        """Start the server, on the data and port it had if it ran before, and wait until it takes connections."""
-        if self.running:
-            return self
-        if self._folder is not None:
-            self._run(self.port)
-            return self
-        with contextlib.ExitStack() as undo:
-            undo.callback(self.close)
-            self._prepare()
-            on_free_port(self._run)
-            undo.pop_all()
-        return self
-
-    def stop(self) -> None:
-        """End the server in good order, its sessions included; `start` brings it back on the same data."""
-        if self._process is not None:
-            self._process.stop(signal.SIGINT)
-
-    def close(self) -> None:
-        """End the server and remove its data."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def dsn(self) -> str:
         """The superuser's connection URL."""
         return f"postgresql://{self.superuser}:{self.superuser_password}@{self.host}:{self.port}/postgres"
-
-    @property
-    def pid(self) -> int:
-        """The postmaster's process id."""
-        return self._live().pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the postmaster has not ended; paused, it runs."""
-        return self._process is not None and self._process.running
-
-    @property
-    def folder(self) -> Path:
-        """The temporary folder with data and log."""
-        if self._folder is None:
-            raise DevStackError("PostgreSQL was not started")
-        return self._folder
 
     def connect(
         self, user: str | None = None, password: str | None = None, *, timeout: int = 5
@@ -156,23 +99,13 @@ class Postgres:
         with self.connect() as connection:
             connection.execute(statement.encode())
 
-    def pause(self) -> None:
-        """Freeze the postmaster and every session (SIGSTOP): connections open, nothing answers."""
-        self._live().pause()
-
-    def resume(self) -> None:
-        """Let a paused server go on."""
-        self._live().resume()
-
-    def kill(self) -> None:
-        """End the server at once, its sessions too, without a checkpoint (an immediate shutdown)."""
-        self._live().kill()
+    def _new_folder(self) -> Path:
+        reachable = [Path(tempfile.gettempdir()), *map(Path, ("/tmp", "/var/tmp", "/dev/shm"))]  # noqa: S108
+        base = next((path for path in reachable if self._user is None or _open_to_all(path)), reachable[0])
+        return Path(tempfile.mkdtemp(prefix="devstack-postgres-", dir=base))
 
     def _prepare(self) -> None:
-        user = self._user
-        reachable = [Path(tempfile.gettempdir()), *map(Path, ("/tmp", "/var/tmp", "/dev/shm"))]  # noqa: S108
-        base = next((path for path in reachable if user is None or _open_to_all(path)), reachable[0])
-        self._folder = folder = Path(tempfile.mkdtemp(prefix="devstack-pg-", dir=base))
+        user, folder = self._user, self.folder
         installed = package_folder(_PACKAGE)
         # The package has PostgreSQL 16 in ``pginstall`` and 18 in ``pginstall18``.
         versions = sorted(path.parents[1] for path in installed.glob("pginstall*/bin/postgres"))
@@ -212,7 +145,7 @@ class Postgres:
     def _launch(self, program: str, *arguments: str, last: signal.Signals = signal.SIGKILL) -> Process:
         folder = self.folder
         return Process(
-            "PostgreSQL",
+            self.title,
             [f"{self._programs}/{program}", *arguments],
             folder=folder,
             log=folder / "postgres.log",
@@ -228,11 +161,6 @@ class Postgres:
         except OSError:
             return False
         return lines[:1] == [str(self.pid)] and lines[-1].strip() == "ready"
-
-    def _live(self) -> Process:
-        if self._process is None:
-            raise DevStackError("PostgreSQL was not started")
-        return self._process
 
 
 _QUICK = ("--no-sync", "--no-locale", "--no-instructions")
