@@ -39,15 +39,25 @@ def imports(rounds: int = 9) -> list[Figure]:
 
 
 def _imports(rounds: int, environ: dict[str, str]) -> list[Figure]:
-    codes = {"nothing": "pass", "five": DEPENDENCIES, "ours": "import vault_middleware"}
+    own = "import sys, vault_middleware; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('vault_midd')))"
+    files = subprocess.run([sys.executable, "-c", own], capture_output=True, text=True, check=True).stdout.split()
+    reading = (
+        f"from importlib.machinery import SourceFileLoader as Of\nfor file in {files}: Of('m', file).get_code('m')"
+    )
+    codes = {
+        "nothing": "pass",
+        "five": DEPENDENCIES,
+        "ours": "import vault_middleware",
+        "read": f"{DEPENDENCIES}\n{reading}",
+    }
     found: dict[str, list[float]] = {name: [] for name in codes}
     for round_ in range(rounds + 1):
         for name, code in codes.items():
             took = _cpu(code, environ)
             if round_:  # the first one compiles
                 found[name].append(took)
-    nothing, five, ours = (statistics.median(found[name]) for name in codes)
-    ratio = (ours - nothing) / (five - nothing)
+    nothing, five, ours, read = (statistics.median(found[name]) for name in codes)
+    ratio, least = ((each - nothing) / (five - nothing) for each in (ours, read))
     code = f"import sys, vault_middleware; print(*[name for name in {UNNEEDED!r} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     five_has = subprocess.run(
@@ -63,7 +73,9 @@ def _imports(rounds: int, environ: dict[str, str]) -> list[Figure]:
             "≤ 1.1",
             f"{ratio:.2f} ({(ours - nothing) * 1000:.0f} ms of CPU; {(five - nothing) * 1000:.0f} ms)",
             ratio <= 1.1,
-            "its own modules; the rest is theirs",
+            f"its own {len(files)} modules; only to read them takes what the last column says. Of the rest, dataclasses take "
+            "half: classes written out would be quicker, and worse to read and to check",
+            f"{least:.2f}",
         ),
         Figure(
             "modules it loads that the configuration does not need",
