@@ -16,7 +16,6 @@ from tests.scripted import ScriptedServer, answer, page, redirect
 from vault_middleware.cli.findings import Findings
 from vault_middleware.devstack import DevStack, OpenBao
 from vault_middleware.devstack.cluster import Node
-from vault_middleware.devstack.process import on_free_port
 
 from .doctoring import causes, examine, finding
 from .support import eventually
@@ -114,13 +113,12 @@ def test_a_server_that_is_sealed(stack: DevStack) -> None:
 
 
 def test_a_server_that_is_not_initialised(stack: DevStack) -> None:
-    bao = OpenBao()
-    try:
-        bao._prepare()
-        on_free_port(bao._run)
+    class New(OpenBao):
+        def _started_first(self) -> None:
+            """Nothing is done with it yet."""
+
+    with New() as bao:
         findings = examine(stack, VAULT_ADDR=bao.address)
-    finally:
-        bao.close()
     assert causes(findings) == ["server-not-initialised"]
     assert "operator init" in finding(findings, "server-not-initialised").mend
 
