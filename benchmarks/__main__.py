@@ -13,7 +13,7 @@ from . import instructions
 from .footprint import imports, memory
 from .load import beside_a_refresh, closed_loop, open_loop
 from .measure import Figure
-from .reads import flatness, reads
+from .reads import flatness, parts, reads
 from .report import chart, page, table
 from .requests import in_process, over_uvicorn
 from .servers import servers
@@ -41,6 +41,7 @@ def main() -> int:
 
     in_reads, costs_ = reads()
     add("One cached read", lambda: in_reads, lambda: [flatness()])
+    add("What a first read is made of", parts)
     waits: dict[str, float] = {}
     if "servers" not in options.skip:
         beside, waits = servers()

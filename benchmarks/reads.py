@@ -13,13 +13,14 @@ from typing import Any
 
 from tests.fakes import DYNAMIC, STATIC, FakeVault, manager_over
 from vault_middleware import RequestSecrets, SecretsManager
+from vault_middleware.telemetry.lines import access_lines, asked
 from vault_middleware.web import ASGIIdentity
 
 from .bare import Bare, BareRequest
 from .measure import Figure, costs
 from .peers import AwsCache, HandWritten, LockFree
 
-__all__ = ["SCOPE", "flatness", "opened", "reads"]
+__all__ = ["SCOPE", "flatness", "opened", "parts", "reads"]
 
 #: A request as a server tells it.
 SCOPE = {
@@ -200,6 +201,36 @@ def _figures(found: dict[str, float]) -> list[Figure]:
             None,
         ),
     ]
+
+
+def parts() -> list[Figure]:
+    """What a first read is made of, each part by itself."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        opened(Path(name), "off") as off,
+        opened(Path(name), "buffered") as buffered,
+    ):
+        request, identity = RequestSecrets(off, SCOPE, ASGIIdentity), ASGIIdentity(SCOPE)
+        who, now = asked(identity), time.monotonic()
+        fragment = buffered.audit.secret_fragment(buffered.get_secret(STATIC), "static")
+        render = access_lines(time.monotonic, time.time, bytes)
+        found = costs(
+            {
+                "the accessor, made and closed": (lambda: _request(off), 20_000),
+                "at the gate: look-up, clock, count": (lambda: off.gate.hit(STATIC, False, request), 20_000),
+                "who asks, kept apart from the request": (lambda: ASGIIdentity(SCOPE), 20_000),
+                "a record queued (buffered)": (
+                    lambda: buffered.audit.access(identity, fragment, "hit", now, now),
+                    5_000,
+                ),
+                "who asks, rendered: id found, all bounded and escaped": (lambda: asked(ASGIIdentity(SCOPE)), 20_000),
+                "the line, rendered": (lambda: render(who, fragment, "hit", now, now), 20_000),
+                "one os.write to a file": (_writes(Path(name)), 5_000),
+            },
+            between=buffered.audit.flush,
+        )
+    found["who asks, rendered: id found, all bounded and escaped"] -= found["who asks, kept apart from the request"]
+    return [Figure(what, "", f"{cost:.0f} ns", None) for what, cost in found.items()]
 
 
 def flatness(many: int = 10_000) -> Figure:
