@@ -137,6 +137,8 @@ def _asked(told: tuple[Any, ...]) -> str:
         if name == b"x-request-id":
             asks = encode_basestring_ascii(value.decode())
             break
+    else:
+        raise LookupError(headers)
     return (
         f',"request_id":{asks},"client":{encode_basestring_ascii(client[0])},"method":{encode_basestring_ascii(method)}'
         f',"path":{encode_basestring_ascii(path)}'

@@ -2,7 +2,7 @@
 
 They hardly change from run to run, however busy the machine is. Times the floor's, a lock-free read of the same run, they
 carry over to other builds of Python; ``--check`` holds those ratios against BOUNDS, and its exit status is 1 where one is
-passed, and 3 where valgrind is not installed, so that nothing was checked.
+exceeded, and 3 where valgrind is not installed, so that nothing was checked.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def main() -> int:
         bound = BOUNDS.get(name)
         over = bound is not None and count / floor > bound
         broken |= over
-        said = "" if bound is None else f"  bound {bound:.1f}{'  PASSED' if over else ''}"
+        said = "" if bound is None else f"  bound {bound:.1f}{'  EXCEEDED' if over else ''}"
         print(f"{name:32}{count:10.0f}{count / floor:8.1f} of the floor{said}")
     return int(broken and "--check" in sys.argv)
 

@@ -1,6 +1,6 @@
-"""The benchmarks of scale in a small form: they run, their promises hold, and they print what they are for.
+"""The benchmarks of scale in a small form, and the instructions of the hit path: they run, and their promises hold.
 
-``make scale`` runs them in full; docs/scale.md has the figures.
+``make scale`` and ``make bench`` run them in full; docs/scale.md and docs/performance.md have the figures.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks import instructions
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,3 +72,10 @@ def test_a_broken_promise_is_an_exit_status(name: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "✗ " in done.stdout
+
+
+@pytest.mark.skipif(bool(instructions.missing()), reason=instructions.missing())
+def test_a_hit_takes_no_more_instructions_than_its_bound() -> None:
+    text = output_of("instructions", "--check")
+    for what in instructions.BOUNDS:
+        assert figure(rf"{what} +\d+ +([\d.]+) of the floor", text) > 1
