@@ -1,6 +1,7 @@
 """The ways in which a process ends, and a call on each of them, so that a stop leaves nothing behind.
 
-No single hook runs under every server. Measured: ``atexit`` runs at SIGTERM under gunicorn and uWSGI; granian's and
+No single hook runs under every server. Measured: ``atexit`` runs at SIGTERM under gunicorn, and under uWSGI in a worker that
+may finish its request, but never in one that ``die-on-term`` ends in the middle of it; granian's and
 hypercorn's worker processes end by ``multiprocessing``, which runs its own finalizers instead, and from Python 3.13
 ``atexit`` before them; waitress leaves SIGTERM to its default, which runs nothing; uvicorn, also each of its workers, puts
 the default back and raises the signal again when it is done, which runs nothing either.
@@ -9,6 +10,7 @@ the default back and raises the signal again when it is done, which runs nothing
 from __future__ import annotations
 
 import atexit
+import logging
 import signal
 import sys
 import threading
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from multiprocessing.util import Finalize
 
 __all__ = ["ExitHooks"]
+
+_log = logging.getLogger("vault_middleware")
 
 #: Before anything else that ``multiprocessing`` finalizes: its own use priorities of 0 to 100.
 _FIRST = 1000
@@ -49,6 +53,7 @@ class ExitHooks:
     def install(self) -> None:
         """Be called when the interpreter ends; of this process, so again after a fork."""
         self.remove()
+        _warn_of_die_on_term()
         atexit.register(self._at_exit)
         if "multiprocessing.process" in sys.modules:  # only then can this be one of its processes
             from multiprocessing.util import Finalize  # noqa: PLC0415 (an eighth of our whole import)
@@ -82,6 +87,16 @@ class ExitHooks:
 
     def _end_of_process(self, hook: str) -> None:
         self._close("sigterm" if self._by_signal else hook)
+
+
+def _warn_of_die_on_term() -> None:
+    """Say that uWSGI will run no hook where it ends its workers in the middle of a request."""
+    uwsgi = sys.modules.get("uwsgi")  # which exists within the server only
+    if getattr(uwsgi, "opt", {}).get("die-on-term"):
+        _log.warning(
+            "uWSGI runs with die-on-term: at SIGTERM it ends a worker in the middle of its request, and what that has "
+            "leased is not revoked; use hook-master-start = unix_signal:15 gracefully_kill_them_all instead"
+        )
 
 
 def _let_sigterm_through() -> None:

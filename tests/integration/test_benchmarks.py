@@ -1,11 +1,12 @@
-"""The benchmarks of scale in a small form: they run, their promises hold, and they print what they are for.
+"""The benchmarks of scale in a small form, and the instructions of the hit path: they run, and their promises hold.
 
-``make scale`` runs them in full; docs/scale.md has the figures.
+``make scale`` and ``make bench`` run them in full; docs/scale.md and docs/performance.md have the figures.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,11 @@ def test_a_broken_promise_is_an_exit_status(name: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "✗ " in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed, which counts instructions")
+def test_a_hit_takes_no_more_instructions_than_its_bound() -> None:
+    text = output_of("instructions", "--check")
+    held = re.findall(r"(\d+\.\d) of the floor  bound (\d+\.\d)$", text, re.MULTILINE)
+    assert len(held) == 7
+    assert all(1 < float(found) <= float(bound) for found, bound in held)

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
+from tests.servers.cells import FINISHING
 from vault_middleware import SecretsManager
 from vault_middleware.devstack import DevStack
 from vault_middleware.errors import VaultUnavailable
@@ -66,7 +67,7 @@ GUNICORN = ("gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "2", "--log-l
 WAITRESS = ("waitress-serve", "--listen", "127.0.0.1:{port}")
 GRANIAN = ("granian", "--port", "{port}", "--workers", "2", "--log-level", "warning", "--interface", "wsgi")
 UVICORN = ("uvicorn", "--port", "{port}", "--log-level", "warning")
-UWSGI = ("uwsgi", "--http-socket", "127.0.0.1:{port}", "--need-app", "--die-on-term", "--master", "--enable-threads")
+UWSGI = ("uwsgi", "--http-socket", "127.0.0.1:{port}", "--need-app", "--master", "--enable-threads", *FINISHING)
 FORKS = ("--processes", "2", "--module")
 
 EAGER = [
@@ -167,6 +168,7 @@ def test_a_server_that_replaces_its_workers_tries_again_until_a_start_succeeds(
         stack.bao.start()
         workers(eager, running)
         assert httpx.get(f"{running.url}/who", trust_env=False, timeout=20).text.startswith("v-")
+    eventually(lambda: not stack.leases(), "the leases to be revoked", 5)
 
 
 # -- a server that is late

@@ -40,7 +40,11 @@ UVICORN = ("uvicorn", "--port", "{port}", "--log-level", "warning")
 HYPERCORN = ("hypercorn", "--bind", "127.0.0.1:{port}", "--log-level", "warning")
 GRANIAN = ("granian", "--port", "{port}", "--workers", "2", "--log-level", "warning")
 GUNICORN = ("gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "2", "--log-level", "warning")
-UWSGI = ("uwsgi", "--http-socket", "127.0.0.1:{port}", "--need-app", "--die-on-term", "--master", "--processes", "2")
+#: How uWSGI is to take SIGTERM, as the page says it.
+FINISHING = ("--hook-master-start", "unix_signal:15 gracefully_kill_them_all")
+_UWSGI = ("uwsgi", "--http-socket", "127.0.0.1:{port}", "--need-app", "--master", "--processes", "2")
+UWSGI = (*_UWSGI, *FINISHING)
+CUTTING_UWSGI = (*_UWSGI, "--die-on-term")
 WAITRESS = ("waitress-serve", "--listen", "127.0.0.1:{port}")
 
 

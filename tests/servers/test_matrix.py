@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -17,7 +19,7 @@ from tests.integration.support import Running, answers, eventually, serve
 from tests.waiting import in_threads
 from vault_middleware.devstack import DevStack
 
-from .cells import CELLS, GUNICORN, REPRESENTATIVE, UWSGI, Cell
+from .cells import CELLS, CUTTING_UWSGI, FINISHING, GUNICORN, REPRESENTATIVE, UWSGI, Cell
 from .counting import READS
 from .run import PATIENCE, ROOT, make_stack, run
 
@@ -56,6 +58,41 @@ def test_uwsgi_without_threads_is_refused_with_what_to_add(short: DevStack, tmp_
         said = running.log.read_text()
     assert "ConfigurationError: uWSGI runs this process without threads" in said
     assert "start it with --enable-threads" in said
+
+
+def test_at_sigterm_uwsgi_lets_a_worker_finish_its_request_and_close(short: DevStack, tmp_path: Path) -> None:
+    pytest.importorskip("pyuwsgi", reason="there is no uWSGI here")
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    command = (*UWSGI, "--enable-threads", "--module", "tests.servers.busy:app")
+    with (
+        serve(command, short, tmp_path, root=ROOT, GO=str(go)) as running,
+        httpx.Client(trust_env=False, timeout=PATIENCE) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        eventually(lambda: "spawned uWSGI worker 2" in running.log.read_text(), "the workers", PATIENCE)
+        answer = pool.submit(client.get, running.url)
+        eventually(lambda: running.lines("secret_access"), "the request to have read", PATIENCE)
+        running.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "Gracefully killing" in running.log.read_text(), "uWSGI to have the signal", PATIENCE)
+        go.write_bytes(b"now")
+        assert answer.result().text.startswith("v-")
+        running.process.wait(PATIENCE)
+        assert [line["hook"] for line in running.lines("stop")] == ["atexit"]  # the other one has read nothing
+        assert "die-on-term" not in running.log.read_text()
+    eventually(lambda: not short.leases(), "the lease to be revoked", 2)
+
+
+def test_uwsgi_with_die_on_term_is_warned_of(short: DevStack, tmp_path: Path) -> None:
+    pytest.importorskip("pyuwsgi", reason="there is no uWSGI here")
+    command = (*CUTTING_UWSGI, "--enable-threads", "--module", "tests.servers.counting:app")
+    with serve(command, short, tmp_path, root=ROOT) as running:
+        eventually(lambda: answers(running, "/read"), "the server to answer", PATIENCE)
+        assert "what that has leased is not revoked; use hook-master-start" in running.log.read_text()
+
+
+def test_the_page_says_how_uwsgi_is_to_take_sigterm() -> None:
+    assert f'`{FINISHING[0]} "{FINISHING[1]}"`' in (ROOT / "docs" / "servers.md").read_text()
 
 
 def test_the_metrics_of_four_gunicorn_workers_add_up_exactly(short: DevStack, tmp_path: Path) -> None:
