@@ -27,6 +27,7 @@ def deployments() -> Iterator[Callable[[Deployment], DevStack]]:
         def of(deployment: Deployment) -> DevStack:
             if deployment not in started:
                 started[deployment] = stacks.enter_context(DevStack(deployment=deployment))
+            started[deployment].revoke_all_leases()  # of other tests, that is
             return started[deployment]
 
         yield of

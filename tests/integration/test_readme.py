@@ -67,7 +67,6 @@ def test_an_application_answers_every_route_and_reads_its_secrets(code: str, sta
 
 @pytest.mark.parametrize("code", SCRIPTS)
 def test_a_script_ends_well_and_leaves_nothing_behind(code: str, stack: DevStack, tmp_path: Path) -> None:
-    stack.revoke_all_leases()  # of other tests, that is
     script = tmp_path / "pasted.py"
     script.write_text(code)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("VAULT_", "BAO_"))}

@@ -106,7 +106,6 @@ def wait_for_workers(server: Server, running: Running) -> None:
 def test_a_stop_under_load_leaves_no_lease_and_no_database_user(
     server: Server, stack: DevStack, tmp_path: Path
 ) -> None:
-    stack.revoke_all_leases()  # what a database that was paused has made for readers of other tests since
     with serve(server.command, stack, tmp_path, root=HERE) as running:
         wait_for_workers(server, running)
         load = Load(running.url)
@@ -139,7 +138,6 @@ def test_without_its_hook_the_lease_stays_and_this_would_be_seen(
         assert running.lines("stop") == []
         assert left
         assert left <= set(stack.leases())
-    stack.revoke_all_leases()
 
 
 @pytest.mark.parametrize("server", SERVERS, ids=str)

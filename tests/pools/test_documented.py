@@ -24,7 +24,6 @@ def test_the_page_has_no_snippet_that_is_passed_over() -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("code", [pytest.param(code, id=f"block {number}") for number, code in enumerate(BLOCKS)])
 def test_a_snippet_queries_as_a_user_of_ours_and_leaves_none_behind(code: str, stack: DevStack, tmp_path: Path) -> None:
-    stack.revoke_all_leases()  # of other tests, that is
     (tmp_path / "pasted.py").write_text(code)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("VAULT_", "BAO_"))}
     database = {"DATABASE_HOST": stack.postgres.host, "DATABASE_PORT": str(stack.postgres.port)}
