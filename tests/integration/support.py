@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from tests.waiting import eventually, in_threads
 from vault_middleware import SecretConfig, SecretsManager
 from vault_middleware.devstack import DevStack
+from vault_middleware.devstack.process import free_port
 
 __all__ = [
     "DYNAMIC",
@@ -67,13 +67,6 @@ def _full(line: dict[str, Any]) -> str:
 
 
 # -- servers as real processes
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import httpx
 
 from ..devstack import DevStack
 from ..devstack.layout import Deployment
+from ..devstack.process import free_port
 
 __all__ = ["Demo"]
 
@@ -139,7 +139,7 @@ class Demo:
         self._nothing_left(gateway)
 
     def _start_gateway(self, environ: dict[str, str]) -> tuple[subprocess.Popen[bytes], str]:
-        port = _free_port()
+        port = free_port()
         command = [sys.executable, "-m", "uvicorn", "vault_middleware.cli.demo_gateway:app", "--port", str(port)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("VAULT_", "BAO_"))}
         gateway = subprocess.Popen([*command, "--log-level", "warning"], env={**clean, **environ})
@@ -268,11 +268,3 @@ class Demo:
             if time.monotonic() > deadline:
                 raise Failed(f"waited {seconds:.0f} s for {what} in vain")
             pause.wait(0.05)
-
-
-def _free_port() -> int:
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

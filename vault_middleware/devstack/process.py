@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -32,6 +33,10 @@ __all__ = [
 ]
 
 _TAIL = 20
+
+#: Where free ports are looked for: below those of outgoing connections (from 32,768 on Linux, 49,152 elsewhere), of which one
+#: could take the port of a server that is down just now, and is to be started again.
+_PORTS = range(20_000, 32_768)
 
 
 class DevStackError(VaultMiddlewareError):
@@ -62,10 +67,21 @@ def package_folder(name: str) -> Path:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now; who uses it must be ready to find it taken."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that nobody listens on now; who uses it must be ready to find it taken.
+
+    Raises
+    ------
+    DevStackError
+        None of many that were tried is free.
+    """
+    for _ in range(100):
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise DevStackError(
+        f"no port of 127.0.0.1 from {_PORTS[0]} to {_PORTS[-1]} seems to be free; end what listens there"
+    )
 
 
 def on_free_port(run: Callable[[int], None]) -> None:
