@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from . import parsing
@@ -26,8 +26,7 @@ _POSITIVE: Final = parsing.duration(zero=False)
 _DURATION: Final = parsing.duration()
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
+class Variable(NamedTuple):
     """One setting, as the environment and the documentation know it.
 
     Attributes

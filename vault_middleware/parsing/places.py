@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
-_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_NAME: Final = rf"{_LABEL}(?:\.{_LABEL})*\.?"
 
 _ADDRESS: Final = "write http://host:8200, https://host:8200 or unix:///path/to/socket"
 _PROXY: Final = "write http://host:3128 or https://host:3128"
@@ -47,7 +47,7 @@ def _is_host(word: str) -> bool:
         except ValueError:
             return False
         return "%" not in word
-    return len(word) <= 253 and _NAME.fullmatch(word) is not None
+    return len(word) <= 253 and re.fullmatch(_NAME, word) is not None
 
 
 def address(value: object) -> str:

@@ -38,11 +38,11 @@ _UNITS: Final = {
     "h": 3600.0,
     "d": 86400.0,
 }
+# Patterns are compiled when first used: most settings are left at their defaults, and each costs an import its time.
 _NUMBER: Final = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
-_PART: Final = re.compile(rf"({_NUMBER})(ns|us|µs|μs|ms|s|m|h|d)")
-_PLAIN: Final = re.compile(_NUMBER)
-_WHOLE: Final = re.compile(r"[0-9]{1,18}")
-_RATE: Final = re.compile(rf"({_NUMBER})(?::([0-9]{{1,18}}))?")
+_PART: Final = rf"({_NUMBER})(ns|us|µs|μs|ms|s|m|h|d)"
+_WHOLE: Final = r"[0-9]{1,18}"
+_RATE: Final = rf"({_NUMBER})(?::({_WHOLE}))?"
 
 _DURATION: Final = "write seconds (90) or Vault's form (90s, 5m, 1h30m, 250ms)"
 
@@ -128,7 +128,7 @@ def whole(low: int, high: int) -> Callable[[object], int]:
         number: int | None = None
         if isinstance(value, int) and not isinstance(value, bool):
             number = value
-        elif isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        elif isinstance(value, str) and re.fullmatch(_WHOLE, value.strip()):
             number = int(value)
         if number is None or not low <= number <= high:
             raise ValueError(f"{shown(value)} is no whole number from {low} to {high}; give one")
@@ -169,9 +169,9 @@ def _seconds(value: object) -> float | None:
     word = value.strip()
     sign = -1.0 if word.startswith("-") else 1.0
     word = word.removeprefix("-")
-    if _PLAIN.fullmatch(word):
+    if re.fullmatch(_NUMBER, word):
         return sign * float(word)
-    parts = _PART.findall(word)
+    parts = re.findall(_PART, word)
     if not parts or "".join(number + unit for number, unit in parts) != word:
         return None
     return sign * math.fsum(float(number) * _UNITS[unit] for number, unit in parts)
@@ -182,7 +182,7 @@ def rate_limit(value: object) -> tuple[float, int]:
     rate, burst = math.nan, None
     if isinstance(value, tuple | list) and len(value) == 2:
         rate, burst = _number(value[0]), value[1]
-    elif isinstance(value, str) and (match := _RATE.fullmatch(value.strip())):
+    elif isinstance(value, str) and (match := re.fullmatch(_RATE, value.strip())):
         rate, burst = float(match[1]), None if match[2] is None else int(match[2])
     else:
         rate = _number(value)

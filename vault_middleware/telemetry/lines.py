@@ -6,6 +6,7 @@ secret. A read only puts them together. Every part is bounded, and together they
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Callable
@@ -30,17 +31,13 @@ __all__ = [
 PATH, PLACE, REASON, TEXT, METHOD = 1024, 768, 768, 192, 32
 
 #: A whole number of rendered characters; a pair of surrogates is one.
-_WHOLE = re.compile(r"(?:[^\\]|\\u(?:d[89ab]..\\u....|(?!d[89ab])....)|\\[^u])*")
+_WHOLE = r"(?:[^\\]|\\u(?:d[89ab]..\\u....|(?!d[89ab])....)|\\[^u])*"
 
 #: Ends a text that was cut: an ellipsis.
 _CUT = r"\u2026"
 
 #: Past this, in seconds or whatever it counts, a number stands for none.
 BOUND = 1e15
-
-#: What follows the second, for each millisecond; and the same for the line of an access.
-_MILLISECONDS = tuple(f'{number:03d}Z","event":' for number in range(1000))
-_ACCESS = tuple(f'{start}"secret_access"' for start in _MILLISECONDS)
 
 R = TypeVar("R")
 
@@ -83,6 +80,12 @@ def asked(identity: Identity) -> str:
     return part if where is None else f'{part},"{where}":{text(place, PLACE)}'
 
 
+@functools.cache
+def _access_by_millisecond() -> tuple[str, ...]:
+    """What follows the second in the line of an access."""
+    return tuple(f'{number:03d}Z","event":"secret_access"' for number in range(1000))
+
+
 def access_lines(
     clock: Callable[[], float], wall: Callable[[], float], finish: Callable[[bytes], R]
 ) -> Callable[[str, str, str, float, float], R]:
@@ -93,6 +96,7 @@ def access_lines(
     time of day (*wall*) is looked at once a second.
     """
     stamp = (float("inf"), "")
+    follows = _access_by_millisecond()
 
     def access(context: str, fragment: str, outcome: str, until: float, read: float) -> R:
         nonlocal stamp
@@ -106,7 +110,7 @@ def access_lines(
         left = until - read
         whole = int(left) if -BOUND < left < BOUND else "null"  # it may have no end
         return finish(
-            f'{start}{_ACCESS[int(past * 1000)]}{context}{fragment},"outcome":"{outcome}","ttl_left":{whole}}}\n'.encode()
+            f'{start}{follows[int(past * 1000)]}{context}{fragment},"outcome":"{outcome}","ttl_left":{whole}}}\n'.encode()
         )
 
     return access
@@ -114,7 +118,7 @@ def access_lines(
 
 def other(event: str, rest: str, day: float) -> bytes:
     """A line of the rarer kind, about *event* at the time *day*."""
-    return f'{_start(day)}{_MILLISECONDS[int(day % 1 * 1000)]}"{event}"{rest}}}\n'.encode()
+    return f'{_start(day)}{int(day % 1 * 1000):03d}Z","event":"{event}"{rest}}}\n'.encode()
 
 
 def _start(day: float) -> str:
@@ -131,7 +135,7 @@ def text(value: str | None, limit: int = TEXT) -> str:
     rendered = _json(value)
     if len(rendered) <= limit + 2:
         return rendered
-    whole = _WHOLE.match(rendered, 1, limit + 1 - len(_CUT))
+    whole = re.match(_WHOLE, rendered[1 : limit + 1 - len(_CUT)])
     return f'"{whole.group() if whole else ""}{_CUT}"'
 
 

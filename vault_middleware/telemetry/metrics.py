@@ -12,8 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter
 
@@ -257,8 +256,7 @@ class _Tally:
         return new
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(NamedTuple):
     """What one manager has; times are Unix timestamps in seconds, for exporting only."""
 
     beat: float

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import VaultMiddlewareError, VaultUnavailable
 from ..secret import freeze
@@ -75,8 +75,7 @@ class Reading:
     renewable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """What a renewal granted, in seconds from ``started``."""
 
     lease_duration: float

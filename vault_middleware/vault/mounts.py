@@ -14,7 +14,7 @@ from .transport import Answer
 __all__ = ["Mounts", "described"]
 
 #: What a mount's type looks like: ``kv``, ``database``, a plugin's name.
-_TYPE = re.compile(r"[\w.:@+/-]{1,128}", re.ASCII)
+_TYPE = r"[a-zA-Z0-9_.:@+/-]{1,128}"
 
 
 class _Question:
@@ -105,7 +105,7 @@ def described(answer: Answer, full_path: str, server: str) -> Mount:
         raise faults.not_vault(server, "a mount without path and type")
     if not where.endswith("/") or not f"{full_path}/".startswith(where):
         raise faults.not_vault(server, "a mount that the path does not lie in")
-    if not _TYPE.fullmatch(data["type"]):  # it is named in messages
+    if not re.fullmatch(_TYPE, data["type"]):  # it is named in messages
         raise faults.not_vault(server, "a mount of no type that Vault has")
     options = data.get("options")
     version = options.get("version") if isinstance(options, dict) else None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from ..errors import InvalidSecretPath
@@ -94,8 +93,7 @@ def _relative(path: str, namespace: str) -> str:
     return path.removeprefix(f"{namespace}/") if namespace else path
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """A secrets engine: its full path with the namespace and a trailing slash, its type, and the version if it is KV."""
 
     path: str
