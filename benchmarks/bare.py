@@ -8,6 +8,7 @@ request behind it.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from collections import deque
@@ -27,6 +28,13 @@ _FRAGMENT = (
     '"vault_request_id":"0af7651916cd43dd8448eb211c80319c"'
 )
 _NOBODY = ',"request_id":null,"client":null,"method":null'
+
+#: What the server answers to a read.
+_ANSWER = (
+    b'{"request_id":"0af76519-16cd-43dd-8448-eb211c80319c","lease_id":"","renewable":false,"lease_duration":0,'
+    b'"data":{"data":{"value":"x"},"metadata":{"created_time":"2026-01-01T00:00:00.0Z","custom_metadata":null,'
+    b'"deletion_time":"","destroyed":false,"version":3}},"wrap_info":null,"warnings":null,"auth":null}'
+)
 
 _current: ContextVar[BareRequest] = ContextVar("bare")
 
@@ -58,6 +66,10 @@ class Bare:
         self.count()
         os.write(self.file, _line(_NOBODY, time.time(), entry.until - now))
         return entry.secret
+
+    def refresh(self, path: str) -> None:
+        """Another value took the place of the one at *path*: the server's answer, read and published."""
+        self.entries[path] = _Entry(json.loads(_ANSWER)["data"]["data"])
 
     def flush(self) -> None:
         """Write what waits, 64 KiB at once."""
