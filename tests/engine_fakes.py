@@ -373,7 +373,7 @@ class World:
         self.probe_due: float | None = None
         self.engine.breaker._start = self._suspected  # type: ignore[method-assign]
         self.engine.verification._wait = self._pause
-        self.engine.fetchers.submit = self._fetch  # type: ignore[method-assign]
+        self.engine.workers.submit = self._fetch  # type: ignore[method-assign]
         self.engine.renewer._workers.submit = self._renew  # type: ignore[method-assign]
         self.engine.renewer.start = lambda: None  # type: ignore[method-assign]
         self.renewals: list[Callable[[], object]] | None = None
@@ -395,7 +395,7 @@ class World:
         return self.engine.closing.is_set()
 
     def _fetch(self, group: str, deadline: float, job: Callable[[], object]) -> bool:
-        if self.engine.fetchers._closed:
+        if self.engine.workers._closed:
             return False
         if self.fetches is None:
             job()

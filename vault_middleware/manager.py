@@ -17,8 +17,8 @@ from .cache import Entry, Key
 from .config import SecretConfig
 from .engine.closed import ClosedGate
 from .engine.engine import Engine
+from .engine.fetcher import Callback
 from .engine.gate import Gate, Reading
-from .engine.reader import Callback
 from .engine.verification import Probe
 from .errors import VaultMiddlewareError
 from .events import Event, Started, Stopped

@@ -69,7 +69,7 @@ def test_made_up_names_push_out_nothing_and_cost_one_request_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The remembering of a refusal by the policy ends after 5 s, which a run on a busy machine may take.
-    monkeypatch.setattr("vault_middleware.engine.reader.DENIED_TTL", 3600.0)
+    monkeypatch.setattr("vault_middleware.engine.fetcher.DENIED_TTL", 3600.0)
     with stubbed(answering, cache_negative_ttl=3600.0, cache_max_entries=256, max_leases=32) as (manager, asked):
         theirs = [manager.get_secret(path) for path in THEIRS]
         manager._engine.cache.entries[THEIRS[-1]].last_read += 2.0  # as whoever comes back to it does
@@ -102,8 +102,8 @@ def test_made_up_names_push_out_nothing_and_cost_one_request_each(
         cache = manager._engine.cache
         assert len(cache.entries) <= 256 + 32
         assert cache._refusal_bytes <= cache_module.MAX_REFUSAL_BYTES
-        assert not manager._engine.reader._ailing
-        assert len(manager._engine.reader._last) <= 32
+        assert not manager._engine.fetcher._ailing
+        assert len(manager._engine.fetcher._last) <= 32
 
 
 def test_made_up_mounts_are_not_remembered_where_the_version_is_given() -> None:

@@ -357,9 +357,9 @@ def test_hostile_names_leave_nothing_behind_but_their_refusals(world: World) -> 
     for number in range(100, 200):
         with pytest.raises(SecretUnavailable):
             world.value(f"kv/{number}")
-    reader, statics = world.engine.reader, world.engine.statics
-    assert not reader._ailing
-    assert not reader._last
+    fetcher, statics = world.engine.fetcher, world.engine.statics
+    assert not fetcher._ailing
+    assert not fetcher._last
     assert not statics._tasks
     world.run(90)
     assert not world.engine.cache._refusals

@@ -64,11 +64,11 @@ def test_after_a_stop_nothing_is_scheduled_or_fetched_and_no_value_is_kept(world
             world.read(path)
     with pytest.raises(VaultUnavailable, match="closed"):
         world.engine.session.get(1)
-    assert not world.engine.fetchers.submit("kv", 0.0, lambda: None)
+    assert not world.engine.workers.submit("kv", 0.0, lambda: None)
     assert len(world.client.calls) == calls
     assert world.engine.cache.entries == {}
     assert world.engine.session.current is None
-    assert not world.engine.reader._last
+    assert not world.engine.fetcher._last
 
 
 def test_a_stop_while_the_server_is_down_makes_no_call(world: World) -> None:
@@ -286,7 +286,7 @@ def test_a_child_gets_its_own_token_and_lease_and_leaves_its_parents_alone(world
     held = world.creds(Holder())
     child = child_of(world)
     child.client = world.client
-    child.engine.session._client = child.engine.reader._client = child.engine.keeper._client = world.client  # type: ignore[assignment]
+    child.engine.session._client = child.engine.fetcher._client = child.engine.keeper._client = world.client  # type: ignore[assignment]
     world.client.clock = child.clock
     own = child.creds()
     assert own != held
@@ -335,7 +335,7 @@ def test_the_hook_builds_a_new_engine_for_the_child_and_does_not_touch_the_paren
     assert child is not parent
     assert manager._lock is not lock
     assert set(child.cache.entries) == {KEY}
-    for name in ("client", "cache", "renewer", "fetchers", "session", "leases", "breaker", "closing"):
+    for name in ("client", "cache", "renewer", "workers", "session", "leases", "breaker", "closing"):
         assert getattr(child, name) is not getattr(parent, name)
     assert not parent.closing.is_set()
     assert not manager.started

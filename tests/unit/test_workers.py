@@ -127,7 +127,7 @@ class Hanging:
         self.over.wait()
 
     def fetch(self, mount: str) -> None:
-        assert self.engine.fetchers.submit(mount, 0.0, partial(self.hang, mount))
+        assert self.engine.workers.submit(mount, 0.0, partial(self.hang, mount))
 
     def renew(self, mount: str) -> None:
         self.engine.renewer.schedule(Task(partial(self.hang, mount), group=mount, deadline=lambda: 0.0), 0.0)
@@ -153,8 +153,8 @@ def hanging() -> Iterator[Hanging]:
     finally:
         jobs.over.set()
         jobs.engine.renewer.stop(WAIT)
-        jobs.engine.fetchers.close()
-        assert jobs.engine.fetchers.join(WAIT)
+        jobs.engine.workers.close()
+        assert jobs.engine.workers.join(WAIT)
 
 
 def test_the_renewers_calls_are_one_at_a_time_a_mount_and_four_in_all() -> None:

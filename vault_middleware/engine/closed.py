@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..cache import Entry, Key
 from ..errors import SecretError, VaultMiddlewareError
+from .fetcher import unavailable
 from .gate import Gate, Reading
 
 __all__ = ["ClosedGate"]
@@ -25,11 +26,11 @@ class ClosedGate(Gate):
 
     def _refusal(self, key: Key) -> SecretError:
         try:
-            path = self._reader._check(key)
+            path = self._reader.check(key)
         except SecretError as error:
             return error.with_traceback(None)
         why = "the secrets manager is closed; read secrets before it is, or start() it again"
-        return self._reader.unavailable(path, why)
+        return unavailable(path, why)
 
     def _failed(
         self, key: Key, failure: VaultMiddlewareError, outcome: str, dynamic: bool, by: Reading

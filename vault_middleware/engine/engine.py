@@ -24,10 +24,11 @@ from ..telemetry.metrics import Metrics
 from ..vault.client import VaultClient
 from ..workers import Workers
 from .breaker import PATIENCE, Breaker
+from .fetcher import Callback, Fetcher, unavailable
 from .gate import Gate
 from .keeper import Keeper
 from .leases import Leases
-from .reader import Callback, Reader
+from .reader import Reader
 from .session import Generation, Session
 from .statics import FORK_SPREAD, Statics
 from .verification import Probe, Verification
@@ -74,7 +75,7 @@ class Engine:
         self.closing = threading.Event()
         self.client = client or VaultClient(config, clock=clock, on_call=metrics.observe_call, closing=self.closing)
         self.cache = SecretCache(max_entries=config.cache_max_entries, clock=clock)
-        self.fetchers = Workers("fetch", size=FETCHERS, per_group=FETCHERS_PER_MOUNT)
+        self.workers = Workers("fetch", size=FETCHERS, per_group=FETCHERS_PER_MOUNT)
         self.renewer = Renewer(Workers("renewal", size=RENEWERS, per_group=1), clock=clock)
         self.breaker = Breaker(
             self.client.probe,
@@ -120,7 +121,7 @@ class Engine:
             fragment=lambda secret: audit.secret_fragment(secret, "static"),
         )
         self.verification = Verification(probes, closing=self.closing, uniform=uniform, clock=clock)
-        self.reader = Reader(
+        self.fetcher = Fetcher(
             config,
             self.client,
             self.cache,
@@ -128,14 +129,15 @@ class Engine:
             self.leases,
             self.keeper,
             self.statics,
-            self.breaker,
-            self.fetchers,
             self.verification,
+            suspect=self.breaker.suspect,
             clock=clock,
             fetched=metrics.observe_fetch,
             callbacks=callbacks,
             closing=self.closing,
         )
+        self.reader = Reader(config, self.cache, self.fetcher, self.breaker, self.workers, clock=clock)
+        self.keeper.replace = self.statics.fetch = self.reader.refresh
         self.gate = Gate(self.cache, self.reader, audit, metrics, clock=clock)
         self._pulse_task = Task(self._pulse, group=None, deadline=lambda: 0.0)
         self._sweep_at = clock()
@@ -189,7 +191,7 @@ class Engine:
         deadline = self._clock() + timeout
         self.closing.set()
         self.breaker.stop()
-        self.fetchers.close()
+        self.workers.close()
         self.renewer.stop(min(RENEWER_STOP, timeout))
         if not self.breaker.down:
             # Some of the time is the tokens': revoking one takes along the leases that were not reached.
@@ -201,7 +203,7 @@ class Engine:
         self.client.close()
         self.leases.forget()
         self.session.forget()
-        self.reader.forget()
+        self.fetcher.forget()
         self.cache.clear()
 
     def _tell_of_leases_left(self) -> None:
@@ -279,11 +281,11 @@ class Engine:
     def _server_lost(self) -> None:
         """Let everyone who waits go on: with the stale value, or an error at once."""
         reason = self.breaker.reason
-        self.cache.release_waiters(lambda path: self.reader.unavailable(path, f"Vault does not answer ({reason})"))
+        self.cache.release_waiters(lambda path: unavailable(path, f"Vault does not answer ({reason})"))
 
     def _server_back(self) -> None:
         self.session.wake()
-        self.reader.wake()
+        self.fetcher.wake()
         self.keeper.wake()
         self.statics.wake()
 

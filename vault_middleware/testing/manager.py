@@ -166,7 +166,7 @@ def _run_by_hand(engine: Engine) -> None:
         job()
         return True
 
-    for workers in (engine.fetchers, engine.renewer._workers):
+    for workers in (engine.workers, engine.renewer._workers):
         workers.submit = at_once  # type: ignore[method-assign, assignment]
     engine.renewer.start = lambda: None  # type: ignore[method-assign]
     engine.breaker._start = engine.breaker._look  # type: ignore[method-assign, assignment]
