@@ -118,7 +118,8 @@ def test_a_namespace_that_would_reach_elsewhere_is_refused(namespace: str, data:
         SecretConfig(namespace="/".join(parts))
 
 
-@given(st.text(string.ascii_letters + string.digits, min_size=12, max_size=30), st.sampled_from("\x01\n\x7f\u2028é"))
+# In capitals, of which a message has no twelve in a row by itself.
+@given(st.text(string.ascii_uppercase + string.digits, min_size=12, max_size=30), st.sampled_from("\x01\n\x7f\u2028é"))
 def test_whatever_is_wrong_with_a_credential_it_is_not_shown(secret: str, flaw: str) -> None:
     for environ in (
         {"VAULT_TOKEN": f"x{secret}{flaw}{secret}"},

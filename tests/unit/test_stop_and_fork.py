@@ -286,7 +286,9 @@ def test_a_child_gets_its_own_token_and_lease_and_leaves_its_parents_alone(world
     held = world.creds(Holder())
     child = child_of(world)
     child.client = world.client
-    child.engine.session._client = child.engine.fetcher._client = child.engine.keeper._client = world.client  # type: ignore[assignment]
+    engine = child.engine
+    for caller in (engine.session, engine.session._login, engine.fetcher, engine.keeper):
+        caller._client = world.client  # type: ignore[assignment]
     world.client.clock = child.clock
     own = child.creds()
     assert own != held

@@ -6,29 +6,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TypeVar
 
 from ..config import SecretConfig
-from ..errors import AuthenticationError, VaultMiddlewareError, VaultUnavailable
-from ..events import Emit, LoggedIn, LoginFailed, TokenRenewalFailed, TokenRenewed, TokenRevocationFailed, TokenRevoked
+from ..errors import VaultMiddlewareError, VaultUnavailable
+from ..events import Emit, TokenRenewalFailed, TokenRenewed, TokenRevocationFailed, TokenRevoked
 from ..renewal.renewer import Renewer, Task
 from ..renewal.schedule import after_outage, first_renewal, granted_short, in_time, relogin_margin, renewal, rotation
-from ..retry import Uniform, for_lease, for_login
+from ..retry import Uniform, for_lease
 from ..vault.client import Token, VaultClient
 from .generation import Generation
+from .login import FAULT, Login, shared
 
 __all__ = ["Generation", "Session"]
 
-T = TypeVar("T")
-
-_FAULT = "a call to the server ended in a fault of this package; please report what the log says about it"
-
 
 class Session:
-    """Logs in, one at a time for the whole process, and keeps the token alive on the renewer's schedule.
+    """Has a token where one is wanted, and keeps it alive on the renewer's schedule.
 
     *replaced* is called with the old generation when a newer one has taken over, *extended* when its token has been
     renewed, *died* when its token turned out to be invalid.
@@ -58,13 +53,18 @@ class Session:
         self._lock = threading.Lock()
         self._current: Generation | None = None
         self._generations: set[Generation] = set()
-        self._login: Future[Generation | VaultMiddlewareError] | None = None
         self._lookups: dict[Generation, Future[bool | VaultMiddlewareError]] = {}
-        self._backoff = for_login(uniform)
-        self._retry_at = float("-inf")
-        self._failure: VaultMiddlewareError | None = None
-        self._login_task = Task(self._try_again, group="log-in", deadline=lambda: float("-inf"))
-        self._closed = False
+        self._login = Login(
+            config,
+            client,
+            renewer,
+            emit=emit,
+            uniform=uniform,
+            clock=clock,
+            suspect=suspect,
+            current=lambda: self.current,
+            take_over=self._take_over,
+        )
 
     # -- for whoever needs a token
 
@@ -79,7 +79,7 @@ class Session:
     @property
     def failure(self) -> VaultMiddlewareError | None:
         """Why the last log-in failed, if the one after it has not succeeded yet."""
-        return self._failure
+        return self._login.failure
 
     def get(self, timeout: float, *, lasting: float = 0.0) -> Generation:
         """The current generation, after a log-in where there is none; waits at most *timeout* seconds.
@@ -96,10 +96,10 @@ class Session:
         """
         current = self.current
         if current is None:
-            return _shared(self._log_in(), timeout)
+            return shared(self._login.outcome(), timeout)
         if current.token.deadline - self._clock() >= min(lasting, current.granted / 2):
             return current
-        return _shared(self._log_in(beside=current), timeout)
+        return shared(self._login.outcome(beside=current), timeout)
 
     @contextmanager
     def lend(self, timeout: float, *, lasting: float = 0.0) -> Iterator[Generation]:
@@ -134,7 +134,7 @@ class Session:
             if lookup is None:
                 lookup = self._lookups[generation] = Future()
         if mine:
-            answer: bool | VaultMiddlewareError = VaultUnavailable(_FAULT)
+            answer: bool | VaultMiddlewareError = VaultUnavailable(FAULT)
             try:
                 answer = self._client.token_is_valid(generation.token, timeout)
             except VaultMiddlewareError as error:
@@ -147,59 +147,14 @@ class Session:
                 elif answer is True:
                     generation.valid_at = asked
                 lookup.set_result(answer)
-        return _shared(lookup, timeout)
+        return shared(lookup, timeout)
 
-    # -- log-in
-
-    def _log_in(self, beside: Generation | None = None) -> Future[Generation | VaultMiddlewareError]:
-        """The log-in under way, or one that is carried out here; within the pause after a failure, that failure.
-
-        *beside* is the generation that still serves, where a new one is to take over all the same.
-        """
-        with self._lock:
-            login = self._login
-            if login is not None:
-                return login
-            login = self._login = Future()
-        outcome: Generation | VaultMiddlewareError = VaultUnavailable(_FAULT)
-        try:
-            if (current := self.current) is not None and current is not beside:
-                outcome = current
-            elif self._failure is not None and self._clock() < self._retry_at:
-                outcome = self._failure
-            elif not self._closed:
-                outcome = self._ask_for_token()
-            if self._closed:
-                outcome = VaultUnavailable("the manager is closed; read secrets before it is, or start() it again")
-        finally:
-            with self._lock:
-                self._login = None
-            login.set_result(outcome)
-        return login
-
-    def _ask_for_token(self) -> Generation | VaultMiddlewareError:
-        try:
-            # A log-in is up to three calls: which namespace, there, and in the root.
-            token = self._client.log_in(min(2 * self._config.client_timeout, self._config.request_timeout))
-        except (AuthenticationError, VaultUnavailable) as error:
-            failure = error.with_traceback(None)
-        else:
-            return self._take_over(token)
-        pause = self._backoff.failed(failure) or 1.0
-        self._failure = failure
-        self._retry_at = self._clock() + pause
-        self._emit(LoginFailed(self._config.auth_method, self._config.vault_role, str(failure), pause))
-        if isinstance(failure, VaultUnavailable):
-            self._suspect()
-        self._renewer.schedule(self._login_task, self._retry_at)
-        return failure
+    # -- the life of one token
 
     def _take_over(self, token: Token) -> Generation:
         """Make *token* the current one; the one before it is retired, after its leases have been issued again."""
         old = self._current
-        self._backoff, self._failure, self._retry_at = for_login(self._uniform), None, float("-inf")
         left = token.deadline - self._clock()
-        self._emit(LoggedIn(self._config.auth_method, self._config.vault_role, token.auth_path, left))
         if old is not None and not old.dead and token.value == old.token.value:
             # A given token, read again: nothing new to take over.
             old.token = token
@@ -210,7 +165,7 @@ class Session:
         with self._lock:
             self._generations.add(new)
             self._current = new
-            closed = self._closed
+            closed = self._login.closed
         if closed:  # this log-in was under way when we stopped
             self.close(self._config.shutdown_timeout)
         elif token.deadline != float("inf"):
@@ -222,30 +177,16 @@ class Session:
             self.released(old)
         return new
 
-    def _try_again(self) -> None:
-        """The renewer's part in a log-in: at the time that the back-off names, if nobody was faster."""
-        if self.current is None:
-            self._log_in()  # scheduled again where it fails
-
-    def _log_in_soon(self) -> None:
-        """Have the renewer log in: at once, or when the pause after the last failure is over."""
-        self._renewer.schedule(self._login_task, max(self._clock(), self._retry_at))
-
     def wake(self) -> None:
         """The server answers again: a log-in that waits for its next try is tried soon; see `after_outage`."""
-        self._backoff = for_login(self._uniform)
-        self._retry_at = float("-inf")
+        self._login.wake()
         now = self._clock()
-        # Without a token the next read logs in anyway, so there is no waiting to be saved by much.
-        self._renewer.hasten(self._login_task, now + after_outage(float("inf"), self._uniform))
         for generation in list(self._generations):
-            waits = generation.backoff is not None or (self._failure is not None and not generation.retired)
+            waits = generation.backoff is not None or (self._login.failure is not None and not generation.retired)
             if waits and generation.task is not None:
                 self._renewer.hasten(
                     generation.task, now + after_outage(generation.token.deadline - now, self._uniform)
                 )
-
-    # -- the life of one token
 
     def released(self, generation: Generation) -> None:
         """A lease of *generation* has ended; a retired generation without leases is revoked."""
@@ -266,7 +207,7 @@ class Session:
         if generation.dead or now >= token.deadline:
             self._generations.discard(generation)
             if not generation.retired:
-                self._log_in_soon()
+                self._login.soon()
             return None
         left = token.deadline - now
         if not token.renewable or (left <= relogin_margin(token.lease_duration) and not generation.retired):
@@ -323,9 +264,9 @@ class Session:
     def _replace(self, generation: Generation) -> float | None:
         """Log in anew while *generation* still serves; its leases are issued again by whom ``replaced`` calls."""
         try:
-            outcome = _shared(self._log_in(beside=generation), self._config.request_timeout)
+            outcome = shared(self._login.outcome(beside=generation), self._config.request_timeout)
         except VaultMiddlewareError:
-            return max(self._retry_at, self._clock() + 1.0)
+            return max(self._login.retry_at, self._clock() + 1.0)
         if outcome is generation:
             left = generation.token.deadline - self._clock()
             return self._clock() + max(1.0, rotation(left, self._uniform) if left != float("inf") else 3600.0)
@@ -346,7 +287,7 @@ class Session:
             if self._current is generation:
                 self._current = None
         self.died(generation)
-        self._log_in_soon()
+        self._login.soon()
 
     def _revoke(self, generation: Generation, timeout: float) -> None:
         with self._lock:
@@ -367,7 +308,7 @@ class Session:
     def forget(self) -> None:
         """The manager has stopped: no token is kept."""
         with self._lock:
-            self._closed = True
+            self._login.closed = True
             self._current = None
             self._generations.clear()
 
@@ -375,7 +316,7 @@ class Session:
         """Revoke every token of ours within *timeout* seconds; a given token is left alone."""
         deadline = self._clock() + timeout
         with self._lock:
-            self._closed = True
+            self._login.closed = True
             generations = list(self._generations)
         for generation in generations:
             left = deadline - self._clock()
@@ -387,7 +328,7 @@ class Session:
     def leave(self, reason: str) -> None:
         """Revoke nothing, for *reason*: every token of ours ends with its own time."""
         with self._lock:
-            self._closed = True
+            self._login.closed = True
             generations = list(self._generations)
         for generation in generations:
             self._leave(generation, reason)
@@ -395,18 +336,3 @@ class Session:
     def _leave(self, generation: Generation, reason: str) -> None:
         if generation.token.owned and not generation.dead:
             self._emit(TokenRevocationFailed(reason, generation.token.deadline - self._clock()))
-
-
-def _shared(future: Future[T | VaultMiddlewareError], timeout: float) -> T:
-    """The result that several threads wait for; a failure is raised as each one's own copy."""
-    try:
-        outcome = future.result(timeout)
-    except FutureTimeout:
-        outcome = VaultUnavailable(
-            f"another request's call to the server did not end within {timeout:.1f} s; "
-            "check that the server answers, or raise VAULT_REQUEST_TIMEOUT"
-        )
-    if isinstance(outcome, VaultMiddlewareError):
-        failure = outcome.again()
-        raise failure
-    return outcome
