@@ -1,6 +1,6 @@
 """Secrets of HashiCorp Vault and OpenBao for Python gateways: one middleware, and ``request.state.secrets``."""
 
-# First, and from up here: it imports hvac, which takes up to a third longer further down our chain of imports, where its
+# First, and from up here: it imports hvac, which takes a sixth longer further down our chain of imports, where its
 # calls lie across the end of a block of CPython's stack.
 from .vault import bridge as _bridge  # noqa: F401
 
