@@ -56,6 +56,7 @@ class Bare:
         self.strict = strict
         self.file = file
         self.queue: deque[tuple[Any, float, float]] = deque()
+        self.day = time.time() - time.monotonic()  # so that one look at the clock does for a read
 
     def get_secret(self, path: str) -> Any:
         """Outside a request, strict."""
@@ -64,7 +65,7 @@ class Bare:
         if now >= entry.until:
             raise LookupError(path)
         self.count()
-        os.write(self.file, _line(_NOBODY, time.time(), entry.until - now))
+        os.write(self.file, _line(_NOBODY, self.day + now, entry.until - now))
         return entry.secret
 
     def refresh(self, path: str) -> None:
@@ -77,7 +78,7 @@ class Bare:
         size = 0
         while self.queue:
             told, now, left = self.queue.popleft()
-            lines.append(_line(_asked(told), now, left))
+            lines.append(_line(_asked(told), self.day + now, left))
             size += len(lines[-1])
             if size > 65_000:
                 os.write(self.file, b"".join(lines))
@@ -112,9 +113,9 @@ class BareRequest:
         cache.count()
         told = _TOLD(self._scope)
         if cache.strict:
-            os.write(cache.file, _line(_asked(told), time.time(), entry.until - now))
+            os.write(cache.file, _line(_asked(told), cache.day + now, entry.until - now))
         else:
-            cache.queue.append((told, time.time(), entry.until - now))
+            cache.queue.append((told, now, entry.until - now))
         if path in self._pins:
             self._repeats[path] = entry
         self._pins[path] = entry

@@ -14,7 +14,7 @@ FILES = {name: f"test_life_of_a_{name}.py" for name in ("lease", "token")} | {
     "static": "test_life_of_a_static_secret.py"
 }
 
-if not PAGE.exists():  # the tests of an installed wheel have no docs beside them
+if not PAGE.parent.exists():  # the tests of an installed wheel have no docs beside them
     pytest.skip("no docs here", allow_module_level=True)
 
 TEXT = PAGE.read_text()
