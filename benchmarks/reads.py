@@ -169,8 +169,8 @@ def _figures(found: dict[str, float]) -> list[Figure]:
             "≤ 4",
             times("first, buffered"),
             buffered <= 4,
-            "the accessor, made and closed, is in it; six Python calls from getter to queue; who asks is found out and kept; pin, count, clock and record are each "
-            "one call into C",
+            "the accessor, made and closed, is in it; six Python calls from getter to queue; who asks is found out and kept; "
+            "pin, count, clock and record are each one call into C",
             bare("buffered"),
         ),
         Figure(

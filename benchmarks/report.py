@@ -68,8 +68,9 @@ _REASONS = """
 **The bare work** is what no read can leave out, written as one function (`benchmarks/bare.py`): the value checked against the
 clock, counted without a loss whatever thread it is on, pinned for the request, and a line about it with the request behind it,
 strictly before it is handed over. It has no layers, no errors, no leases that are held against a rotation, no allow-lists, no
-scopes, no bounds on a line, no file that is rotated. Where even that is past a goal, the goal cannot be met in Python without
-dropping a count or a line; what ours takes beyond it is what the package adds.
+scopes, no bounds on a line, no file that is rotated. Where even that is past a goal, plain code does
+not reach it on this machine and Python; what ours takes beyond it is what the package adds, and where there may be something
+to gain still.
 
 The parts of a first read are measured one by one, again and again: in a request they are found less warm, and what waits in
 the queue is not there for the next request to use again, so that together they take more than their sum.
