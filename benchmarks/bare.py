@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from json.encoder import encode_basestring_ascii
+from math import floor
 from operator import itemgetter
 from typing import Any
 
@@ -27,6 +28,7 @@ _FRAGMENT = (
     ',"secret_path":"api-gateway/api-key","kind":"static","version":3,"lease":null,'
     '"vault_request_id":"0af7651916cd43dd8448eb211c80319c"'
 )
+_MILLISECONDS = [f"{number:03d}" for number in range(1000)]
 _NOBODY = ',"request_id":null,"client":null,"method":null'
 
 #: What the server answers to a read.
@@ -52,11 +54,11 @@ class Bare:
 
     def __init__(self, path: str, file: int, *, strict: bool) -> None:
         self.entries = {path: _Entry({"value": "x"})}
-        self.count = itertools.count().__next__
+        self.numbers = itertools.count()
         self.strict = strict
         self.file = file
         self.queue: deque[tuple[Any, float, float]] = deque()
-        self.day = time.time() - time.monotonic()  # so that one look at the clock does for a read
+        self.second = time.monotonic() - 0.5  # it lasts for ever, where others find the time of day anew each second
 
     def get_secret(self, path: str) -> Any:
         """Outside a request, strict."""
@@ -64,8 +66,8 @@ class Bare:
         now = time.monotonic()
         if now >= entry.until:
             raise LookupError(path)
-        self.count()
-        os.write(self.file, _line(_NOBODY, self.day + now, entry.until - now))
+        next(self.numbers)
+        os.write(self.file, _line(_NOBODY, now - self.second, entry.until - now).encode())
         return entry.secret
 
     def refresh(self, path: str) -> None:
@@ -74,16 +76,16 @@ class Bare:
 
     def flush(self) -> None:
         """Write what waits, 64 KiB at once."""
-        lines: list[bytes] = []
+        lines: list[str] = []
         size = 0
         while self.queue:
             told, now, left = self.queue.popleft()
-            lines.append(_line(_asked(told), self.day + now, left))
+            lines.append(_line(_asked(told), now - self.second, left))
             size += len(lines[-1])
             if size > 65_000:
-                os.write(self.file, b"".join(lines))
+                os.write(self.file, "".join(lines).encode())
                 lines, size = [], 0
-        os.write(self.file, b"".join(lines))
+        os.write(self.file, "".join(lines).encode())
 
 
 class BareRequest:
@@ -103,17 +105,17 @@ class BareRequest:
         """The secret, the first time or again."""
         repeat = self._repeats.get(path)
         if repeat is not None and version is None and not fresh and time.monotonic() < repeat.until:
-            self._cache.count()
+            next(self._cache.numbers)
             return repeat.secret
         cache = self._cache
         entry = cache.entries[path]
         now = time.monotonic()
         if now >= entry.until:
             raise LookupError(path)
-        cache.count()
+        next(cache.numbers)
         told = _TOLD(self._scope)
         if cache.strict:
-            os.write(cache.file, _line(_asked(told), cache.day + now, entry.until - now))
+            os.write(cache.file, _line(_asked(told), now - cache.second, entry.until - now).encode())
         else:
             cache.queue.append((told, now, entry.until - now))
         if path in self._pins:
@@ -158,5 +160,8 @@ def _asked(told: tuple[Any, ...]) -> str:
     )
 
 
-def _line(asked: str, now: float, left: float) -> bytes:
-    return f'{{"time":{now:.3f},"event":"secret_access"{asked}{_FRAGMENT},"outcome":"hit","ttl_left":{int(left)}}}\n'.encode()
+def _line(asked: str, past: float, left: float) -> str:
+    return (
+        f'{{"time":"2026-01-01T10:00:00.{_MILLISECONDS[floor(past * 1000) % 1000]}Z","event":"secret_access"{asked}{_FRAGMENT}'
+        f',"outcome":"hit","ttl_left":{floor(left)}}}\n'
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from vault_middleware import RequestSecrets, SecretConfig, SecretsManager
-from vault_middleware.web import ASGIIdentity
+from vault_middleware.web import asgi_identity
 
 from .measure import Figure
 from .reads import SCOPE, opened
@@ -114,7 +114,7 @@ def memory(entries: int = 5_000, managers: int = 1_000, each: int = 10) -> list[
     def requests() -> None:
         for one in idle:
             for _ in range(each):
-                RequestSecrets(one, dict(SCOPE), ASGIIdentity).close()
+                RequestSecrets(one, dict(SCOPE), asgi_identity).close()
 
     requests()
     left = _traced(requests)

@@ -14,7 +14,7 @@ from typing import Any
 from tests.fakes import DYNAMIC, STATIC, FakeVault, manager_over
 from vault_middleware import RequestSecrets, SecretsManager
 from vault_middleware.telemetry.lines import access_lines, asked
-from vault_middleware.web import ASGIIdentity
+from vault_middleware.web import asgi_identity
 
 from .bare import Bare, BareRequest
 from .measure import Figure, costs
@@ -66,7 +66,7 @@ def reads() -> tuple[list[Figure], dict[str, float]]:
                 buffered.audit.flush()  # so that the queue never fills, and no reader is made to write
                 bare.flush()
 
-            request = RequestSecrets(buffered, SCOPE, ASGIIdentity)
+            request = RequestSecrets(buffered, SCOPE, asgi_identity)
             request.get_secret(STATIC)
             found = costs(
                 {
@@ -103,11 +103,11 @@ def reads() -> tuple[list[Figure], dict[str, float]]:
 
 
 def _request(manager: SecretsManager) -> None:
-    RequestSecrets(manager, SCOPE, ASGIIdentity).close()
+    RequestSecrets(manager, SCOPE, asgi_identity).close()
 
 
 def _first(manager: SecretsManager) -> None:
-    secrets = RequestSecrets(manager, SCOPE, ASGIIdentity)
+    secrets = RequestSecrets(manager, SCOPE, asgi_identity)
     secrets.get_secret(STATIC)
     secrets.close()
 
@@ -210,20 +210,23 @@ def parts() -> list[Figure]:
         opened(Path(name), "off") as off,
         opened(Path(name), "buffered") as buffered,
     ):
-        request, identity = RequestSecrets(off, SCOPE, ASGIIdentity), ASGIIdentity(SCOPE)
+        request, identity = RequestSecrets(off, SCOPE, asgi_identity), asgi_identity(SCOPE, [])
         who, now = asked(identity), time.monotonic()
         fragment = buffered.audit.secret_fragment(buffered.get_secret(STATIC), "static")
-        render = access_lines(time.monotonic, time.time, bytes)
+        render = access_lines(time.monotonic, time.time)
         found = costs(
             {
                 "the accessor, made and closed": (lambda: _request(off), 20_000),
                 "at the gate: look-up, clock, count": (lambda: off.gate.hit(STATIC, False, request), 20_000),
-                "who asks, kept apart from the request": (lambda: ASGIIdentity(SCOPE), 20_000),
+                "who asks, kept apart from the request": (lambda: asgi_identity(SCOPE, []), 20_000),
                 "a record queued (buffered)": (
                     lambda: buffered.audit.access(identity, fragment, "hit", now, now),
                     5_000,
                 ),
-                "who asks, rendered: id found, all bounded and escaped": (lambda: asked(ASGIIdentity(SCOPE)), 20_000),
+                "who asks, rendered: id found, all bounded and escaped": (
+                    lambda: asked(asgi_identity(SCOPE, [])),
+                    20_000,
+                ),
                 "the line, rendered": (lambda: render(who, fragment, "hit", now, now), 20_000),
                 "one os.write to a file": (_writes(Path(name)), 5_000),
             },

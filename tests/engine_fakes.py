@@ -298,7 +298,7 @@ class Lines:
         self.lines: list[dict[str, Any]] = []
         self.failure: Exception | None = None
 
-    def write(self, data: bytes, /) -> int:
+    def write(self, data: bytes, _now: float | None = None, /) -> int:
         if self.failure is not None:
             raise self.failure
         self.lines += [json.loads(line) for line in data.splitlines()]

@@ -143,7 +143,7 @@ class _Narrowed(RequestSecrets):
             return
         self._before()  # where the request has ended, that is what there is to say
         if not self.context:
-            self.context = self._manager.audit.context(self)
+            self._introduce()
         failure = SecretAccessDenied(path, f"this route does not say that it reads {path[:200]!r}; {_MISSING}")
         raise self._manager.gate.denied(path if version is None else (path, version), failure, dynamic, self)
 

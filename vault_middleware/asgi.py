@@ -13,7 +13,7 @@ from .accessor import RequestSecrets, activate, deactivate
 from .config import SecretConfig
 from .errors import ConfigurationError, VaultMiddlewareError
 from .manager import SecretsManager
-from .web import ASGIIdentity, error_response
+from .web import asgi_identity, error_response
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -87,7 +87,7 @@ class VaultMiddleware:
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         manager = self._manager or self.manager
-        secrets = RequestSecrets(manager, scope, ASGIIdentity)
+        secrets = RequestSecrets(manager, scope, asgi_identity)
         state = scope.get("state")
         if state is None:
             state = scope["state"] = {}

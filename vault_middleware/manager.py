@@ -18,7 +18,7 @@ from .config import SecretConfig
 from .engine.closed import ClosedGate
 from .engine.engine import Engine
 from .engine.fetcher import Callback
-from .engine.gate import Gate, Reading
+from .engine.gate import Gate, Reading, no_hit
 from .engine.verification import Probe
 from .errors import VaultMiddlewareError
 from .events import Event, Started, Stopped
@@ -96,7 +96,7 @@ class SecretsManager:
         self._started = False
         self._closed = False
         #: The gate's: what the cache can answer at once, to whom; nothing but while it is started.
-        self.hit: Callable[[Key, bool, Reading], Entry | None] = _no_hit
+        self.hit: Callable[[Key, bool, Reading], Entry | None] = no_hit
         self._exits = ExitHooks(self.close)
         self._engine = self._build()
         for warning in self.config.warnings():
@@ -174,7 +174,7 @@ class SecretsManager:
         """
         with self._lock:
             started, self._started = self._started, False
-            self.hit = _no_hit
+            self.hit = no_hit
             self._closed = True  # also where it was never started: a late reader must not start it then
             engine = self._engine
         if not started:
@@ -217,7 +217,7 @@ class SecretsManager:
         self._audit.after_fork()
         if self._closed:
             return
-        self._started, self.hit = False, _no_hit
+        self._started, self.hit = False, no_hit
         self._engine = self._build()
         self._engine.cache.inherit(parent.cache)
 
@@ -328,10 +328,6 @@ class SecretsManager:
     def __repr__(self) -> str:
         state = "started" if self._started else "closed" if self._closed else "not started"
         return f"<SecretsManager {self.config.vault_addr} role={self.config.vault_role!r} {state}>"
-
-
-def _no_hit(_key: Key, _dynamic: bool, _by: Reading) -> None:
-    """What there is at hand while the manager is not started."""
 
 
 def _dynamic(entry: Entry) -> DynamicSecret:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from operator import itemgetter
+from collections.abc import Mapping
 from typing import Any
 
 from .errors import LeaseLimitReached, SecretUnavailable, VaultMiddlewareError
-from .telemetry.lines import Described
+from .telemetry.lines import METHOD, TEXT, Identity, described, escaped
 
-__all__ = ["ASGIIdentity", "WSGIIdentity", "error_response"]
+__all__ = ["asgi_identity", "error_response", "wsgi_identity"]
 
 #: What a request id from outside may look like; anything else is replaced, because it travels in a header to Vault.
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -32,74 +31,97 @@ def request_id(header: str | None, traceparent: str | None) -> str:
     return os.urandom(16).hex()
 
 
-#: What a server tells of a request, in one step.
-_ASGI_KEYS = ("type", "headers", "client", "method", "path")
-_ASGI = itemgetter(*_ASGI_KEYS)
+def _kept(ids: list[str], header: str | None, traceparent: str | None) -> str:
+    """See :func:`request_id`; kept in *ids*, so that a new one stays the request's."""
+    if not ids:
+        ids.append(request_id(header, traceparent))
+    return ids[0]  # the same, whichever thread was first
 
 
-class ASGIIdentity:
-    """A request as its ASGI scope tells it; of that it keeps what it has to say."""
-
-    __slots__ = ("_ids", "_route", "_told")
-
-    def __init__(self, scope: Mapping[str, Any]) -> None:
-        try:
-            self._told = _ASGI(scope)
-        except KeyError:  # over a unix socket there may be no client, and a websocket has no method
-            self._told = tuple(map(scope.get, _ASGI_KEYS))
-        self._route = scope.get("route")
-        self._ids: list[str] = []
-
-    @property
-    def request_id(self) -> str:
-        """See :func:`request_id`; one and the same, whichever thread asks first."""
-        if not self._ids:
-            self._ids.append(_asgi_request_id(self._told[1] or ()))
-        return self._ids[0]
-
-    def described(self) -> Described:
-        """Its id, the address that the server saw, the method or ``WEBSOCKET``, and the route if it is told, else the path."""
-        kind, headers, client, method, path = self._told
-        ids = self._ids
-        if not ids:
-            ids.append(_asgi_request_id(headers or ()))
-        where = "path"
-        if self._route is not None and isinstance(route := getattr(self._route, "path", None), str):
-            where, path = "route", route
-        if kind == "websocket":
-            method = "WEBSOCKET"
-        return ids[0], client[0] if client else None, method, where, path if type(path) is str else str(path or "")
+def asgi_identity(scope: Mapping[str, Any], ids: list[str]) -> Identity:
+    """Who asks, of a request as its ASGI scope tells it; *ids* is the request's, to keep its id in."""
+    try:
+        return (
+            _asgi_asked,
+            _asgi_request_id,
+            scope["type"],
+            scope["headers"],
+            scope["client"],
+            scope["method"],
+            scope["path"],
+            scope.get("route"),
+            ids,
+        )
+    except KeyError:  # over a unix socket there may be no client, and a websocket has no method
+        told = map(scope.get, ("type", "headers", "client", "method", "path", "route"))
+        return (_asgi_asked, _asgi_request_id, *told, ids)
 
 
-class WSGIIdentity:
-    """A request as its WSGI environ tells it; of that it keeps what it has to say."""
+def _asgi_asked(identity: Identity) -> str:
+    """Its id, the address that the server saw, the method or ``WEBSOCKET``, and the route if it is told, else the path."""
+    _, _, kind, headers, client, method, place, route, _ = identity
+    where = "path"
+    if route is not None and isinstance(path := getattr(route, "path", None), str):
+        where, place = "route", path
+    if kind == "websocket":
+        method = "WEBSOCKET"
+    # Nearly always the id consists of letters, digits and dashes, all is short, and nothing has to be escaped.
+    try:
+        for name, value in headers:
+            if name == b"x-request-id":
+                if len(value) > 128 or not value.replace(b"-", b"").isalnum():
+                    break
+                part = (
+                    f',"request_id":"{value.decode()}","client":{escaped(client[0])}'
+                    f',"method":{escaped(method)},"{where}":{escaped(place)}'
+                )
+                if len(part) <= TEXT and len(method) <= METHOD and "\\" not in part:
+                    return part
+                break
+    except TypeError:  # there is no client, say
+        pass
+    return described(_asgi_request_id(identity), client[0] if client else None, method, where, str(place or ""))
 
-    __slots__ = ("_ids", "_told")
 
-    def __init__(self, environ: Mapping[str, Any]) -> None:
-        get = environ.get
-        ids = get("HTTP_X_REQUEST_ID"), get("HTTP_TRACEPARENT")
-        path = get("SCRIPT_NAME", ""), get("PATH_INFO", "")
-        self._told = ids, get("REMOTE_ADDR"), get("REQUEST_METHOD"), path
-        self._ids: list[str] = []
+def _asgi_request_id(identity: Identity) -> str:
+    """See :func:`request_id`."""
+    headers, ids = identity[3], identity[8]
+    # Some servers leave the names as they came.
+    told = {name.lower(): value.decode("latin-1") for name, value in headers or ()}
+    return _kept(ids, told.get(b"x-request-id"), told.get(b"traceparent"))
 
-    @property
-    def request_id(self) -> str:
-        """See :func:`request_id`; one and the same, whichever thread asks first."""
-        if not self._ids:
-            self._ids.append(request_id(*self._told[0]))
-        return self._ids[0]
 
-    def described(self) -> Described:
-        """Its id, the address that the server saw, the method, and the path below the server's root.
+def wsgi_identity(environ: Mapping[str, Any], ids: list[str]) -> Identity:
+    """Who asks, of a request as its WSGI environ tells it; *ids* is the request's, to keep its id in."""
+    get = environ.get
+    return (
+        _wsgi_asked,
+        _wsgi_request_id,
+        get("HTTP_X_REQUEST_ID"),
+        get("HTTP_TRACEPARENT"),
+        get("REMOTE_ADDR"),
+        get("REQUEST_METHOD"),
+        get("SCRIPT_NAME", ""),
+        get("PATH_INFO", ""),
+        ids,
+    )
 
-        WSGI has the path's bytes as Latin-1, whatever they are.
-        """
-        _, client, method, parts = self._told
-        path = "".join(parts)
-        if not path.isascii():
-            path = path.encode("latin-1", "replace").decode("utf-8", "replace")
-        return self.request_id, client, method, "path", path
+
+def _wsgi_asked(identity: Identity) -> str:
+    """Its id, the address that the server saw, the method, and the path below the server's root.
+
+    WSGI has the path's bytes as Latin-1, whatever they are.
+    """
+    client, method, above, below = identity[4:8]
+    path: str = above + below
+    if not path.isascii():
+        path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+    return described(_wsgi_request_id(identity), client, method, "path", path)
+
+
+def _wsgi_request_id(identity: Identity) -> str:
+    """See :func:`request_id`."""
+    return _kept(identity[8], identity[2], identity[3])
 
 
 def error_response(error: VaultMiddlewareError) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -110,14 +132,3 @@ def error_response(error: VaultMiddlewareError) -> tuple[int, list[tuple[str, st
     if passing:
         headers.append(("retry-after", str(RETRY_AFTER)))
     return status, headers, text
-
-
-def _asgi_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """See :func:`request_id`."""
-    for name, value in headers:
-        if name == b"x-request-id":
-            if len(value) <= 128 and value.replace(b"-", b"").isalnum():  # hex digits or a UUID, as nearly always
-                return value.decode("ascii")
-            break
-    told = {name.lower(): value.decode("latin-1") for name, value in headers}  # some servers leave names as they came
-    return request_id(told.get(b"x-request-id"), told.get(b"traceparent"))

@@ -11,7 +11,7 @@ from .accessor import RequestSecrets, activate, deactivate
 from .config import SecretConfig
 from .errors import VaultMiddlewareError
 from .manager import SecretsManager
-from .web import WSGIIdentity, error_response
+from .web import error_response, wsgi_identity
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -48,7 +48,7 @@ class VaultWSGIMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         manager = self.manager
-        secrets = RequestSecrets(manager, environ, WSGIIdentity)
+        secrets = RequestSecrets(manager, environ, wsgi_identity)
         outer = None
         if "vault_middleware.secrets" in environ:
             outer = environ["vault_middleware.secrets"], environ.get("vault_middleware.manager")

@@ -56,7 +56,7 @@ class Kept:
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
 
-    def write(self, data: bytes, /) -> int:
+    def write(self, data: bytes, _now: float | None = None, /) -> int:
         self.lines += [json.loads(text) for text in data.splitlines()]
         return len(data)
 

@@ -15,7 +15,7 @@ from vault_middleware.accessor import activate, deactivate
 from vault_middleware.errors import SecretNotFound
 from vault_middleware.integrations.credentials import Credentials, refused, user_and_password
 from vault_middleware.testing import StubManager
-from vault_middleware.web import WSGIIdentity
+from vault_middleware.web import wsgi_identity
 
 CREDS = "database/creds/app"
 STATIC = "app/database"
@@ -161,7 +161,7 @@ def test_a_refusal_is_told_from_other_failures(error: Exception, is_refusal: boo
 
 def test_the_audit_line_of_a_connection_names_the_request_that_opened_it(manager: StubManager) -> None:
     environ = {"HTTP_X_REQUEST_ID": "asked-for-it", "REQUEST_METHOD": "GET", "PATH_INFO": "/x"}
-    with RequestSecrets(manager, environ, WSGIIdentity) as request:
+    with RequestSecrets(manager, environ, wsgi_identity) as request:
         token = activate(request)
         held = Credentials(manager, CREDS).take()
         deactivate(token)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import example, given
@@ -14,7 +16,8 @@ from vault_middleware import events
 from vault_middleware.events import Event
 from vault_middleware.secret import DynamicSecret, Lease, Secret
 from vault_middleware.telemetry.audit import Audit
-from vault_middleware.telemetry.lines import Described, asked
+from vault_middleware.telemetry.lines import asked, described, request_id
+from vault_middleware.web import asgi_identity
 
 #: Anything, with what breaks lines, JSON or bounds more often than chance would have it.
 HOSTILE = st.one_of(
@@ -27,24 +30,13 @@ MAYBE = st.none() | HOSTILE
 NUMBERS = st.floats() | st.integers()
 
 
-class Who:
-    """A request that says what it likes."""
-
-    def __init__(self, request_id: str | None, client: str | None, method: str | None, place: str) -> None:
-        self.request_id = request_id
-        self._described: Described = request_id, client, method, "path", place
-
-    def described(self) -> Described:
-        return self._described
-
-
 class One:
     """A sink that takes exactly one line."""
 
     data = b""
     most = 4096
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes, _now: float | None = None) -> int:
         assert not self.data
         self.data = data
         return len(data)
@@ -94,7 +86,7 @@ def test_the_line_of_an_access_is_one_line_of_json_within_its_bound(
     ):
         sink = One()
         audit = Audit(sink)
-        context = asked(Who(request_id, client, method, place))
+        context = described(request_id, client, method, "path", place)
         fragment = audit.secret_fragment(secret, "dynamic")
         audit.access(context, fragment, "negative", ttl_left, 0.0)
         line = checked(sink.data)
@@ -109,11 +101,45 @@ def test_the_line_of_an_access_is_one_line_of_json_within_its_bound(
         assert checked(sink.data)["outcome"] == "negative"
 
 
+#: What a server tells of a request, usual or not, with an id among its headers or none.
+SCOPES = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(["http", "websocket"]),
+        "headers": st.none()
+        | st.lists(
+            st.tuples(
+                st.sampled_from([b"x-request-id", b"X-Request-Id", b"traceparent", b"host"]),
+                st.binary(max_size=200) | st.from_regex(rb"[0-9a-f-]{1,140}", fullmatch=True),
+            ),
+            max_size=4,
+        ),
+    },
+    optional={
+        "client": st.none() | st.tuples(MAYBE, st.integers()),
+        "method": MAYBE | st.sampled_from(["GET", "POST"]),
+        "path": MAYBE | st.just("/orders/7"),
+        "route": st.none() | st.builds(SimpleNamespace, path=MAYBE | st.just("/orders/{id}")),
+    },
+)
+
+
+@given(SCOPES)
+def test_whatever_a_scope_says_its_line_is_one_with_the_id_that_travels_to_vault(scope: dict[str, Any]) -> None:
+    identity = asgi_identity(scope, [])
+    sink = One()
+    Audit(sink).access(asked(identity), "", "hit", 1.0, 0.0)
+    line = checked(sink.data)
+    assert line["request_id"] == request_id(identity)
+    assert re.fullmatch(r"[\x21-\x7e]{1,128}", line["request_id"])
+    assert {*line} - {"route", "path"} == {"time", "event", "request_id", "client", "method", "outcome", "ttl_left"}
+    assert len({"route", "path"} & {*line}) == 1
+
+
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=15))
 def test_a_text_of_usual_length_comes_back_as_it_was(text: str) -> None:
     sink = One()
     audit = Audit(sink)
-    audit.access(asked(Who(text, text, None, text)), "", "hit", 1.0, 0.0)
+    audit.access(described(text, text, None, "path", text), "", "hit", 1.0, 0.0)
     line = checked(sink.data)
     assert line["request_id"] == line["client"] == line["path"] == text
 
@@ -122,7 +148,7 @@ def test_a_text_of_usual_length_comes_back_as_it_was(text: str) -> None:
 def test_a_text_that_is_too_long_keeps_its_beginning_and_says_that_it_was_cut(text: str) -> None:
     sink = One()
     audit = Audit(sink)
-    audit.access(asked(Who(None, None, None, text)), "", "hit", 1.0, 0.0)
+    audit.access(described(None, None, None, "path", text), "", "hit", 1.0, 0.0)
     clean = text.encode(errors="replace").decode()
     kept = checked(sink.data)["path"]
     assert kept == clean or (kept.endswith("…") and clean.startswith(kept[:-1]))

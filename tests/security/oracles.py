@@ -12,13 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 from requests.structures import CaseInsensitiveDict
 
-from tests.property.test_audit_properties import One, Who, checked
+from tests.property.test_audit_properties import One, checked
 from vault_middleware import SecretConfig
 from vault_middleware.errors import ConfigurationError, InvalidSecretPath, VaultUnavailable
 from vault_middleware.parsing import duration
 from vault_middleware.secret import Secret
 from vault_middleware.telemetry.audit import Audit
-from vault_middleware.telemetry.lines import asked
+from vault_middleware.telemetry.lines import described
 from vault_middleware.vault import answers
 from vault_middleware.vault.paths import Mount, encode, validate
 from vault_middleware.vault.transport import Transport
@@ -80,7 +80,7 @@ def audit_line(*texts: str) -> None:
     sink = One()
     audit = Audit(sink)
     audit.access(
-        asked(Who(request_id, client, method, place)),
+        described(request_id, client, method, "path", place),
         audit.secret_fragment(Secret(name, {}, request_id=place), "static"),
         "hit",
         1.0,

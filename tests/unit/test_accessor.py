@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,8 @@ from tests.waiting import eventually, in_threads
 from vault_middleware import DynamicSecret, RequestSecrets, SecretsManager, current_secrets
 from vault_middleware.accessor import STALE_PIN, activate, deactivate
 from vault_middleware.errors import AccessorClosed, AuditError, SecretNotDynamic, SecretNotFound
-from vault_middleware.web import ASGIIdentity
+from vault_middleware.telemetry.lines import Identity, asked, request_id
+from vault_middleware.web import asgi_identity
 
 
 @pytest.fixture
@@ -223,7 +226,7 @@ def test_after_its_end_every_getter_says_so(manager: SecretsManager) -> None:
 
 
 def test_a_request_that_reads_nothing_is_not_looked_at(manager: SecretsManager) -> None:
-    def identify(_request: object) -> ASGIIdentity:
+    def identify(_request: object, _ids: list[str]) -> Identity:
         raise AssertionError
 
     RequestSecrets(manager, object(), identify).close()
@@ -232,17 +235,18 @@ def test_a_request_that_reads_nothing_is_not_looked_at(manager: SecretsManager) 
 def test_threads_that_ask_at_once_agree_on_who_asks(manager: SecretsManager) -> None:
     both = threading.Barrier(2)
 
-    def identify(scope: dict[str, str]) -> ASGIIdentity:
+    def identify(scope: dict[str, str], ids: list[str]) -> Identity:
         both.wait(10)
-        return ASGIIdentity(scope)  # without a header its id is a new one each time
+        return asgi_identity(scope, ids)  # without a header its id is a new one
 
     with RequestSecrets(manager, {"type": "http"}, identify) as secrets:
         one, other = in_threads(2, lambda _: secrets.identity)
-        assert one is other is secrets.identity
+    assert request_id(one) == request_id(other)
+    assert asked(one) == asked(other)
 
 
 def test_nobody_asks_after_the_end(manager: SecretsManager) -> None:
-    secrets = RequestSecrets(manager, {"type": "http"}, ASGIIdentity)
+    secrets = RequestSecrets(manager, {"type": "http"}, asgi_identity)
     assert secrets.request_id
     secrets.close()
     assert secrets.request_id is None
@@ -312,13 +316,14 @@ def test_a_lease_is_given_back_though_its_audit_line_could_not_be_written(
     manager: SecretsManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise AuditError("the disk is full")
+        raise OSError(errno.ENOSPC, "")
 
     manager.get_dynamic_secret(DYNAMIC)
-    monkeypatch.setattr(manager.gate, "_access", full)
     with RequestSecrets(manager) as secrets:
-        with pytest.raises(AuditError):
-            secrets.get_dynamic_secret(DYNAMIC)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(AuditError, match="the disk is full"):
+                secrets.get_dynamic_secret(DYNAMIC)
         assert manager._engine.cache.entries[DYNAMIC].holds
     assert not manager._engine.cache.entries[DYNAMIC].holds
 

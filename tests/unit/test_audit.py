@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,8 +29,8 @@ from vault_middleware.events import (
 from vault_middleware.secret import DynamicSecret, Lease, Secret
 from vault_middleware.telemetry import buffer
 from vault_middleware.telemetry.audit import Audit
-from vault_middleware.telemetry.buffer import Buffer
-from vault_middleware.telemetry.lines import NOBODY, Described, asked
+from vault_middleware.telemetry.buffer import Buffer, Record
+from vault_middleware.telemetry.lines import NOBODY, asked, described
 from vault_middleware.telemetry.sinks import Off
 
 CANARY = "hunter2-canary"
@@ -45,17 +45,8 @@ DYNAMIC = DynamicSecret(
 )
 
 
-class Who:
-    """A request."""
-
-    request_id: str | None = "req-1"
-    client: str | None = "10.0.0.7"
-    method: str | None = "GET"
-    where: str | None = "route"
-    place: str | None = "/orders/{id}"
-
-    def described(self) -> Described:
-        return self.request_id, self.client, self.method, self.where, self.place
+#: A request.
+WHO = described("req-1", "10.0.0.7", "GET", "route", "/orders/{id}")
 
 
 class Lines:
@@ -69,7 +60,7 @@ class Lines:
         self.forks = 0
         self.changed = threading.Condition()
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes, _now: float | None = None) -> int:
         if self.stuck:
             raise AuditError("an audit line was not written: it is stuck; pull")
         with self.changed:
@@ -114,7 +105,7 @@ def written(event: Event) -> dict[str, Any]:
 def test_a_line_says_who_obtained_what_when_and_how() -> None:
     sink = Lines()
     audit = Audit(sink, clock=lambda: 0.0, wall=lambda: 1764021600.25)
-    audit.access(asked(Who()), audit.secret_fragment(STATIC, "static"), "hit", 12.9, 0.0)
+    audit.access(WHO, audit.secret_fragment(STATIC, "static"), "hit", 12.9, 0.0)
     assert sink.parsed == [
         {
             "time": "2025-11-24T22:00:00.250Z",
@@ -167,12 +158,9 @@ def test_a_read_outside_any_request_says_so() -> None:
 
 
 def test_what_is_not_known_of_a_request_is_null() -> None:
-    class Nobody(Who):
-        request_id = client = method = where = place = None
-
     sink = Lines()
     audit = Audit(sink)
-    audit.access(asked(Nobody()), "", "hit", 1.0, 0.0)
+    audit.access(described(None, None, None, None, None), "", "hit", 1.0, 0.0)
     (line,) = sink.parsed
     assert (line["request_id"], line["client"], line["method"]) == (None, None, None)
     assert "path" not in line
@@ -190,7 +178,7 @@ def test_a_value_that_has_no_end_has_no_ttl_left() -> None:
 def test_no_value_and_no_lease_id_is_in_a_line() -> None:
     sink = Lines()
     audit = Audit(sink)
-    audit.access(asked(Who()), audit.secret_fragment(DYNAMIC, "dynamic"), "hit", 1.0, 0.0)
+    audit.access(WHO, audit.secret_fragment(DYNAMIC, "dynamic"), "hit", 1.0, 0.0)
     text = b"".join(sink.writes).decode()
     assert CANARY not in text
     assert DYNAMIC.lease.lease_id not in text
@@ -219,7 +207,7 @@ def test_the_hash_of_a_lease_is_salted_anew_in_each_process() -> None:
 def test_a_read_that_failed_has_a_line_with_its_reason() -> None:
     sink = Lines()
     audit = Audit(sink)
-    audit.failure(asked(Who()), "shared/none", "static", "error", "not_found")
+    audit.failure(WHO, "shared/none", "static", "error", "not_found")
     (line,) = sink.parsed
     del line["time"]
     assert line == {
@@ -238,7 +226,7 @@ def test_a_read_that_failed_has_a_line_with_its_reason() -> None:
 def test_repeats_have_one_closing_line_with_their_count() -> None:
     sink = Lines()
     audit = Audit(sink)
-    audit.repeats(asked(Who()), audit.secret_fragment(STATIC, "static"), 41)
+    audit.repeats(WHO, audit.secret_fragment(STATIC, "static"), 41)
     (line,) = sink.parsed
     assert (line["event"], line["request_id"], line["secret_path"], line["count"]) == (
         "secret_repeats",
@@ -298,7 +286,7 @@ def test_a_reason_may_be_as_long_as_a_path_but_not_longer_than_a_line() -> None:
 
 def test_the_audit_that_is_off_renders_nothing() -> None:
     class Refuses(Off):
-        def write(self, data: bytes) -> int:
+        def write(self, data: bytes, _now: float | None = None) -> int:
             raise AssertionError
 
     audit = Audit(Refuses())
@@ -387,7 +375,7 @@ def test_buffered_a_flush_writes_everything_that_waits(monkeypatch: pytest.Monke
 def test_buffered_a_write_is_whole_lines_of_at_most_4096_bytes() -> None:
     sink = Lines()
     audit = Audit(sink, mode="buffered")
-    context, fragment = asked(Who()), audit.secret_fragment(DYNAMIC, "dynamic")
+    context, fragment = WHO, audit.secret_fragment(DYNAMIC, "dynamic")
     for _ in range(200):
         audit.access(context, fragment, "hit", 1.0, 0.0)
     audit.flush()
@@ -396,32 +384,54 @@ def test_buffered_a_write_is_whole_lines_of_at_most_4096_bytes() -> None:
     assert len(sink.writes) < 200
 
 
-def test_buffered_a_full_queue_pushes_back_and_loses_nothing() -> None:
+def put(queue: Buffer, text: str) -> None:
+    """A line, as events have it."""
+    queue.put(f"{text}\n")
+
+
+def access(queue: Buffer, text: str) -> None:
+    """What makes a line, as reads have it."""
+    queue.access(text, "", "hit", 1.0, 0.0)
+
+
+def render(record: Record) -> str:
+    """The text by itself."""
+    return record if isinstance(record, str) else f"{record[0]}\n"
+
+
+both = pytest.mark.parametrize("queued", [put, access])
+
+
+@both
+def test_buffered_a_full_queue_pushes_back_and_loses_nothing(queued: Callable[[Buffer, str], None]) -> None:
     sink = Lines()
-    queue = Buffer(sink, lambda record: b"%d\n" % record[0], room=10)
+    queue = Buffer(sink, render, room=10)
     sink.stuck = True
     accepted: list[bytes] = []
     refusal = None
     while refusal is None:
         assert len(accepted) <= 2 * 10 + 1  # what waits, and what the writer has in hand
         try:
-            queue.put(len(accepted))
+            queued(queue, f"{len(accepted)}")
             accepted.append(b"%d" % len(accepted))
         except AuditError as error:
             refusal = str(error)
     assert refusal.endswith("it is stuck; pull")
     sink.stuck = False
-    queue.put(100)
+    queued(queue, "100")
     queue.flush()
     assert b"".join(sink.writes).split() == [*accepted, b"100"]
 
 
-def test_buffered_a_reader_at_a_full_queue_helps_to_write_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@both
+def test_buffered_a_reader_at_a_full_queue_helps_to_write_it_off(
+    queued: Callable[[Buffer, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Buffer, "_rouse", lambda self: None)  # no writer but the readers
     sink = Lines()
-    queue = Buffer(sink, lambda record: b"%d\n" % record[0], room=10)
+    queue = Buffer(sink, render, room=10)
     for number in range(100):
-        queue.put(number)
+        queued(queue, f"{number}")
     queue.flush()
     assert b"".join(sink.writes).split() == [b"%d" % number for number in range(100)]
 
@@ -430,18 +440,18 @@ def test_buffered_a_writer_that_hangs_costs_a_reader_no_more_than_the_budget() -
     hang, entered = threading.Event(), threading.Event()
 
     class Hangs(Lines):
-        def write(self, data: bytes) -> int:
+        def write(self, data: bytes, _now: float | None = None) -> int:
             entered.set()
             hang.wait(WAIT)
             return super().write(data)
 
     sink = Hangs()
-    queue = Buffer(sink, lambda record: b"%d\n" % record[0], room=1)
-    queue.put(0)
+    queue = Buffer(sink, render, room=1)
+    queue.put("0\n")
     assert entered.wait(WAIT)
-    queue.put(1)
+    queue.put("1\n")
     with pytest.raises(AuditError, match="not written off in time; see that whoever takes them keeps up"):
-        queue.put(2)
+        queue.put("2\n")
     hang.set()
     sink.wait_for(2)
 
@@ -453,8 +463,8 @@ def test_buffered_a_reader_that_others_keep_from_a_full_queue_goes_on_while_the_
     monkeypatch.setattr(Buffer, "_rouse", lambda self: None)  # no writer but the readers
     monkeypatch.setattr(buffer, "BUDGET", 0.01)
     sink = Lines()
-    queue = Buffer(sink, lambda record: b"%d\n" % record[0], room=1)
-    queue.put(0)
+    queue = Buffer(sink, render, room=1)
+    queue.put("0\n")
 
     class Busy:
         """A pen that another one holds, who writes meanwhile and lets the queue fill up again."""
@@ -464,7 +474,7 @@ def test_buffered_a_reader_that_others_keep_from_a_full_queue_goes_on_while_the_
             return False
 
     monkeypatch.setattr(queue, "_pen", Busy())
-    queue.put(1)
+    queue.put("1\n")
     monkeypatch.undo()
     queue._renew_locks()
     queue.flush()
@@ -473,7 +483,7 @@ def test_buffered_a_reader_that_others_keep_from_a_full_queue_goes_on_while_the_
 
 def test_buffered_lines_that_a_full_disk_has_cut_off_are_written_later() -> None:
     class Fills(Lines):
-        def write(self, data: bytes) -> int:
+        def write(self, data: bytes, _now: float | None = None) -> int:
             first = data.index(b"\n") + 1  # only one line fits
             return super().write(data[:first])
 
@@ -529,11 +539,14 @@ def test_buffered_a_flush_to_a_stuck_sink_ends_and_says_what_is_not_written(
     ]
 
 
-def test_buffered_the_writer_ends_when_it_has_nothing_to_do_and_comes_back() -> None:
+@both
+def test_buffered_the_writer_ends_when_it_has_nothing_to_do_and_comes_back(
+    queued: Callable[[Buffer, str], None],
+) -> None:
     sink = Lines()
-    queue = Buffer(sink, lambda record: b"%d\n" % record[0])
+    queue = Buffer(sink, render)
     for number in range(3):
-        queue.put(number)
+        queued(queue, f"{number}")
         writer = queue._writer
         sink.wait_for(number + 1)
         if writer is not None:

@@ -19,12 +19,12 @@ import pytest
 import vault_middleware
 from tests.fakes import DYNAMIC, STATIC, FakeVault, manager_over
 from vault_middleware import RequestSecrets, SecretsManager
-from vault_middleware.web import ASGIIdentity
+from vault_middleware.web import asgi_identity
 
 #: The bounds, and for the modes of the audit where they tell: a line is rendered on the reading thread only if strict.
-REPEAT, LEASE, NOTHING = 35, 85, 74
-FIRST = {"off": 152, "strict": 503, "buffered": 220}
-OUTSIDE = {"off": 79, "strict": 185, "buffered": 100}
+REPEAT, LEASE, NOTHING = 39, 100, 81
+FIRST = {"off": 177, "strict": 433, "buffered": 200}
+OUTSIDE = {"off": 78, "strict": 189, "buffered": 101}
 
 ROOT = str(Path(vault_middleware.__file__).parent)
 
@@ -115,12 +115,12 @@ def test_a_repeat_read_takes_few_steps_whatever_the_audit(manager: SecretsManage
 
 
 def test_a_first_read_takes_few_steps_on_the_reading_thread(manager: SecretsManager, mode: str) -> None:
-    requests = [RequestSecrets(manager, SCOPE, ASGIIdentity) for _ in range(2)]
+    requests = [RequestSecrets(manager, SCOPE, asgi_identity) for _ in range(2)]
     bounded(steps(lambda: requests.pop().get_secret(STATIC)), FIRST[mode])
 
 
 def test_a_first_read_of_a_lease_takes_few_steps_more(manager: SecretsManager, mode: str) -> None:
-    requests = [RequestSecrets(manager, SCOPE, ASGIIdentity) for _ in range(2)]
+    requests = [RequestSecrets(manager, SCOPE, asgi_identity) for _ in range(2)]
     bounded(steps(lambda: requests.pop().get_dynamic_secret(DYNAMIC)), FIRST[mode] + LEASE)
 
 
@@ -129,7 +129,7 @@ def test_a_read_outside_a_request_takes_few_steps(manager: SecretsManager, mode:
 
 
 def test_a_request_that_reads_nothing_takes_few_steps(manager: SecretsManager) -> None:
-    bounded(steps(lambda: RequestSecrets(manager, SCOPE, ASGIIdentity).close()), NOTHING)
+    bounded(steps(lambda: RequestSecrets(manager, SCOPE, asgi_identity).close()), NOTHING)
 
 
 def test_a_hit_takes_as_many_steps_among_many_secrets_as_alone(manager: SecretsManager) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import weakref
 from types import SimpleNamespace
@@ -21,21 +22,55 @@ from vault_middleware.errors import (
     VaultMiddlewareError,
     VaultUnavailable,
 )
-from vault_middleware.web import RETRY_AFTER, ASGIIdentity, WSGIIdentity, error_response, request_id
+from vault_middleware.telemetry import lines
+from vault_middleware.telemetry.lines import Identity
+from vault_middleware.web import RETRY_AFTER, asgi_identity, error_response, request_id, wsgi_identity
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
 
-Identity = ASGIIdentity | WSGIIdentity
+
+class Told:
+    """What an identity tells."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+
+    @property
+    def request_id(self) -> str:
+        """To Vault, and the same in the line."""
+        told = lines.request_id(self._identity)
+        assert told is not None
+        assert self.line["request_id"] == told
+        return told
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Its part of a line."""
+        part: dict[str, Any] = json.loads(f"{{{lines.asked(self._identity)[1:]}}}")
+        return part
+
+    def described(self) -> tuple[Any, ...]:
+        line = self.line
+        where = "route" if "route" in line else "path"
+        return line["request_id"], line["client"], line["method"], where, line[where]
 
 
-def asgi(headers: dict[str, str], **more: Any) -> ASGIIdentity:
+def of_scope(scope: dict[str, Any]) -> Told:
+    return Told(asgi_identity(scope, []))
+
+
+def of_environ(environ: dict[str, Any]) -> Told:
+    return Told(wsgi_identity(environ, []))
+
+
+def asgi(headers: dict[str, str], **more: Any) -> Told:
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    return ASGIIdentity({"type": "http", "headers": raw, **more})
+    return of_scope({"type": "http", "headers": raw, **more})
 
 
-def wsgi(headers: dict[str, str], **more: Any) -> WSGIIdentity:
-    return WSGIIdentity({f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers.items()} | more)
+def wsgi(headers: dict[str, str], **more: Any) -> Told:
+    return of_environ({f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers.items()} | more)
 
 
 both = pytest.mark.parametrize("identity", [asgi, wsgi])
@@ -108,11 +143,11 @@ def test_a_malformed_traceparent_gives_no_trace_id(traceparent: str) -> None:
 
 
 def test_the_names_of_asgi_headers_are_found_in_any_case() -> None:
-    assert ASGIIdentity({"type": "http", "headers": [(b"X-Request-Id", b"abc")]}).request_id == "abc"
+    assert of_scope({"type": "http", "headers": [(b"X-Request-Id", b"abc")]}).request_id == "abc"
 
 
 def test_a_scope_without_headers_gets_an_id_too() -> None:
-    assert ASGIIdentity({"type": "websocket"}).request_id
+    assert of_scope({"type": "websocket"}).request_id
 
 
 # -- who asks, and for what
@@ -136,7 +171,7 @@ def test_over_a_unix_socket_there_is_no_client() -> None:
 
 def test_the_method_of_a_websocket_is_called_so() -> None:
     assert asgi({}, method="PATCH").described()[2] == "PATCH"
-    assert ASGIIdentity({"type": "websocket"}).described()[2] == "WEBSOCKET"
+    assert of_scope({"type": "websocket"}).described()[2] == "WEBSOCKET"
     assert wsgi({}, REQUEST_METHOD="PATCH").described()[2] == "PATCH"
 
 
@@ -152,12 +187,12 @@ def test_the_place_is_the_route_where_the_framework_tells_it_else_the_path() -> 
 
 def test_the_path_of_wsgi_is_whole_and_readable() -> None:
     mounted = {"SCRIPT_NAME": "/mounted", "PATH_INFO": "/größe".encode().decode("latin-1")}
-    assert WSGIIdentity(mounted).described()[3:] == ("path", "/mounted/größe")
+    assert of_environ(mounted).described()[3:] == ("path", "/mounted/größe")
 
 
 def test_a_wsgi_path_that_is_no_text_is_told_as_well_as_it_can_be() -> None:
-    assert WSGIIdentity({"PATH_INFO": "/\xff"}).described()[3:] == ("path", "/\ufffd")
-    assert WSGIIdentity({"PATH_INFO": "/\u0394"}).described()[3:] == ("path", "/?")
+    assert of_environ({"PATH_INFO": "/\xff"}).described()[3:] == ("path", "/\ufffd")
+    assert of_environ({"PATH_INFO": "/\u0394"}).described()[3:] == ("path", "/?")
 
 
 # -- errors as responses
@@ -213,7 +248,7 @@ def test_it_has_let_go_of_the_request(identity: Any) -> None:
         | {"REMOTE_ADDR": "10.0.0.7", "REQUEST_METHOD": "PUT", "SCRIPT_NAME": "", "PATH_INFO": "/a"}
     )
     gone = weakref.ref(kept)
-    one = (ASGIIdentity if identity is asgi else WSGIIdentity)(kept)
+    one = (of_scope if identity is asgi else of_environ)(kept)
     del kept
     assert gone() is None
     assert one.described() == ("abc", "10.0.0.7", "PUT", "path", "/a")

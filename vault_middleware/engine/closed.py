@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..cache import Entry, Key
 from ..errors import SecretError, VaultMiddlewareError
 from .fetcher import unavailable
-from .gate import Gate, Reading
+from .gate import Gate, Reading, no_hit
 
 __all__ = ["ClosedGate"]
 
@@ -13,8 +15,9 @@ __all__ = ["ClosedGate"]
 class ClosedGate(Gate):
     """Refuses every read."""
 
-    def hit(self, _key: Key, _dynamic: bool, _by: Reading) -> None:
+    def _quick(self) -> Callable[[Key, bool, Reading], None]:
         """Nothing: no value outlives the manager."""
+        return no_hit
 
     def read(self, key: Key, dynamic: bool, _fresh: bool, _timeout: float | None, by: Reading) -> Entry:
         """Raise what there is to say."""

@@ -15,23 +15,22 @@ class Repeat:
 
     Attributes
     ----------
-    count
-        Counts a read: for this request, and in the metrics by drawing from *hits*. It is one call into C, which no other
-        thread divides, where ``+=`` on an integer loses updates between threads.
+    draws
+        Each number drawn from it counts a read: for this request, and in the metrics, as it draws from *hits*. A draw is
+        one call into C, which no other thread divides, where ``+=`` on an integer loses updates between threads.
     """
 
-    __slots__ = ("_reads", "count", "entry", "leased", "secret", "until")
+    __slots__ = ("draws", "entry", "leased", "secret", "until")
 
     def __init__(self, entry: Entry, until: float, hits: Iterator[int]) -> None:
         self.entry: Final = entry
         self.secret: Final = entry.secret
         self.leased: Final = entry.holds is not None
         self.until: Final = until
-        self._reads = enumerate(hits)
-        self.count: Final = self._reads.__next__
+        self.draws: Final = enumerate(hits)
 
     @property
     def reads(self) -> int:
         """How many were counted. Asking counts nothing, as a draw would."""
-        state: Any = self._reads.__reduce__()
+        state: Any = self.draws.__reduce__()
         return int(state[1][1])

@@ -17,14 +17,13 @@ import os
 import re
 import weakref
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from ..accessor import RequestSecrets, current_secrets
 from ..errors import AccessorClosed
 from ..manager import SecretsManager
 from ..secret import DynamicSecret, Secret
-from ..telemetry.lines import Described
+from ..telemetry.lines import NOBODY, Identity, copied
 
 __all__ = ["Credentials", "Held", "refused", "user_and_password"]
 
@@ -195,25 +194,12 @@ class Credentials:
         return RequestSecrets(self.manager, _asking())
 
 
-@dataclass(frozen=True, slots=True)
-class _Asking:
-    """Who opened the connection, for its audit line: copied, as the connection outlives the request."""
-
-    request_id: str | None
-    line: Described
-
-    def described(self) -> Described:
-        """As it was then."""
-        return self.line
-
-
-def _asking() -> _Asking | None:
-    """The request that is being handled, if there is one."""
+def _asking() -> Identity:
+    """The request that opens the connection, for its audit lines, if there is one; the connection outlives it."""
     try:
-        identity = current_secrets().identity
+        return copied(current_secrets().identity)
     except AccessorClosed:
-        return None
-    return _Asking(identity.request_id, identity.described())
+        return NOBODY
 
 
 def _same(newest: Secret, other: Secret) -> bool:

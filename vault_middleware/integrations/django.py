@@ -31,7 +31,7 @@ from ..accessor import RequestSecrets, activate, current_secrets, deactivate
 from ..errors import ConfigurationError, VaultMiddlewareError
 from ..manager import SecretsManager
 from ..tripwire import Tripwire, Watch, checked
-from ..web import ASGIIdentity, WSGIIdentity, error_response
+from ..web import asgi_identity, error_response, wsgi_identity
 from ._settings import config_from
 
 __all__ = ["VaultConfig", "VaultMiddleware", "current_secrets", "secrets_manager"]
@@ -177,9 +177,9 @@ class _Handling:
         made = _made_once()
         scope: Mapping[str, Any] | None = getattr(request, "scope", None)
         self._secrets = (
-            RequestSecrets(made.manager, request.META, WSGIIdentity)
+            RequestSecrets(made.manager, request.META, wsgi_identity)
             if scope is None
-            else RequestSecrets(made.manager, scope, ASGIIdentity)
+            else RequestSecrets(made.manager, scope, asgi_identity)
         )
         state = getattr(request, "state", None)
         if state is None:

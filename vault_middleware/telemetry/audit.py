@@ -8,13 +8,12 @@ import os
 import time
 from collections.abc import Callable
 from hashlib import blake2b
-from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import AuditError
 from ..events import Event
 from ..secret import DynamicSecret, Secret
-from .buffer import Buffer
+from .buffer import Buffer, Record
 from .lines import PATH, REASON, TEXT, Identity, access_lines, asked, number, other, text
 from .sinks import Off, Sink
 
@@ -34,14 +33,6 @@ _LIMITS = {"secret_path": PATH, "reason": REASON}
 Context = str | Identity
 
 
-class Asking(Protocol):
-    """Who reads."""
-
-    @property
-    def identity(self) -> Identity:
-        """For whom."""
-
-
 class Audit:
     """Writes audit lines to *sink*.
 
@@ -58,10 +49,10 @@ class Audit:
 
     Attributes
     ----------
-    context
-        Called as ``context(by)`` with who reads: the part about who asks, as :attr:`access` takes it.
+    strict
+        Whether a line is written before the value is returned, and so who asks has to be rendered for it.
     access
-        Called as ``access(context, fragment, outcome, until, now)``, with what :attr:`context` and
+        Called as ``access(context, fragment, outcome, until, now)``, with who asks (where :attr:`strict`, rendered), what
         :meth:`secret_fragment` gave, and on the monotonic clock until when the value is good and what time it is now; for
         a secret that is about to be handed over. Raises :class:`AuditError`; then it must not be.
     """
@@ -81,18 +72,15 @@ class Audit:
         self._salt = os.urandom(16) if salt is None else salt
         self._lost = 0
         self._buffer: Buffer | None = None
-        self._write: Callable[[bytes], object] = sink.write
-        self.access: Callable[..., object]
-        self.context: Callable[[Asking], Context] = _asked
+        self.strict = mode == "strict" and not self._off
+        self.access: Callable[[Any, str, str, float, float], object]
         if self._off:
             self.access = _nothing
-            self.context = _nobody
-        elif mode == "buffered":
-            self.context = attrgetter("identity")  # the writer renders it
-            self._buffer = Buffer(sink, _later(access_lines(clock, wall, bytes)), clock=clock)
-            self.access = self._write = self._buffer.put
-        else:
+        elif self.strict:
             self.access = access_lines(clock, wall, sink.write)
+        else:
+            self._buffer = Buffer(sink, _later(access_lines(clock, wall)), clock=clock)
+            self.access = self._buffer.access
 
     def secret_fragment(self, secret: Secret, kind: str) -> str:
         """The part about a secret of *kind* ``static`` or ``dynamic``; no value, and of a lease only a hash."""
@@ -106,8 +94,12 @@ class Audit:
 
     # -- lines
 
-    def _other(self, event: str, rest: str) -> bytes:
-        return other(event, rest, self._wall())
+    def _write(self, event: str, rest: str) -> None:
+        line = other(event, rest, self._wall())
+        if self._buffer is None:
+            self._sink.write(line.encode())
+        else:
+            self._buffer.put(line)
 
     def failure(self, context: Context, path: str, kind: str, outcome: str, reason: str) -> None:
         """A read of *path* that gave nothing.
@@ -122,13 +114,12 @@ class Audit:
                 f',"secret_path":{text(path, PATH)},"kind":{text(kind)},"outcome":{text(outcome)}'
                 f',"reason":{text(reason, REASON)}'
             )
-            self._write(self._other("secret_access", _rendered(context) + rest))
+            self._write("secret_access", _rendered(context) + rest)
 
     def repeats(self, context: Context, fragment: str, count: int) -> None:
         """The request has ended, and had read the secret *count* times more. Raises nothing: the value is long out."""
         if not self._off:
-            context = _rendered(context)
-            self._tell(self._other("secret_repeats", f'{context}{fragment},"count":{number(count)}'))
+            self._tell("secret_repeats", f'{_rendered(context)}{fragment},"count":{number(count)}')
 
     def __call__(self, event: Event) -> None:
         """A line about *event*. Raises no AuditError, as a listener may not hurt a renewal."""
@@ -145,13 +136,13 @@ class Audit:
             else:
                 rendered = number(value)
             parts.append(f',"{name}":{rendered}')
-        self._tell(self._other(event.name, "".join(parts)))
+        self._tell(event.name, "".join(parts))
 
-    def _tell(self, line: bytes) -> None:
+    def _tell(self, event: str, rest: str) -> None:
         """Write a line that nobody waits for; that it cannot be written is logged once, and that it can again."""
         failure: AuditError | None = None
         try:
-            self._write(line)
+            self._write(event, rest)
         except AuditError as error:
             failure = error
         if failure is None:
@@ -179,33 +170,26 @@ class Audit:
             self._buffer.after_fork()
 
 
-def _later(render: Callable[[str, str, str, float, float], bytes]) -> Callable[[tuple[Any, ...]], bytes]:
+def _later(render: Callable[[str, str, str, float, float], str]) -> Callable[[Record], str]:
     """What makes a line of what waited in the queue: a line as it is, or the arguments of :attr:`Audit.access`."""
-    known: tuple[Context, str] = ("", "")
+    known: Context = ""
+    part = ""
 
-    def late(record: tuple[Any, ...]) -> bytes:
-        nonlocal known
-        if len(record) == 1:
-            return bytes(record[0])
+    def late(record: Record) -> str:
+        nonlocal known, part
+        if isinstance(record, str):
+            return record
         context, fragment, outcome, until, now = record
-        if context is not known[0]:  # the secrets of one request come one after the other
-            known = context, context if isinstance(context, str) else asked(context)
-        return render(known[1], fragment, outcome, until, now)
+        if context is not known:  # the secrets of one request come one after the other
+            part = context if type(context) is str else context[0](context)
+            known = context
+        return render(part, fragment, outcome, until, now)
 
     return late
 
 
 def _rendered(context: Context) -> str:
     return context if isinstance(context, str) else asked(context)
-
-
-def _asked(by: Asking) -> str:
-    return asked(by.identity)
-
-
-def _nobody(_by: Asking) -> str:
-    """With the audit off nobody looks at who asks."""
-    return "off"
 
 
 def _nothing(_context: Context, _fragment: str, _outcome: str, _until: float, _now: float) -> None:

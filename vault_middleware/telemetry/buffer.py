@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import AuditError
 from .sinks import BUDGET, Sink
 
-__all__ = ["Buffer"]
+__all__ = ["Buffer", "Record"]
 
 _log = logging.getLogger("vault_middleware")
 
@@ -34,13 +34,23 @@ FLUSH = 1.0
 _BEHIND = "the queue of audit lines is not written off in time; see that whoever takes them keeps up"
 
 
+#: What waits: a line, or what makes that of an access.
+Record = tuple[Any, str, str, float, float] | str
+
+
 class Buffer:
-    """A queue of records before *sink*; *render* makes a line of a record: the arguments of one :meth:`put`."""
+    """A queue of records before *sink*, of which *render* makes lines of plain ASCII.
+
+    Attributes
+    ----------
+    access
+        Queues what makes the line of an access, its five parts one by one; raises as :meth:`put`.
+    """
 
     def __init__(
         self,
         sink: Sink,
-        render: Callable[[tuple[Any, ...]], bytes],
+        render: Callable[[Record], str],
         *,
         room: int = ROOM,
         clock: Callable[[], float] = time.monotonic,
@@ -49,7 +59,7 @@ class Buffer:
         self._render = render
         self._room = room
         self._clock = clock
-        self._queue: deque[tuple[Any, ...]] = deque()
+        self._queue: deque[Record] = deque()
         #: What the sink has not taken yet of the last batch.
         self._rest = b""
         #: How often the sink has taken something.
@@ -58,6 +68,7 @@ class Buffer:
         #: Whether the writer looks at the queue by itself; else it must be roused.
         self._awake = False
         self._renew_locks()
+        self.access = self._quick()
 
     def _renew_locks(self) -> None:
         # One at a time writes, so that lines keep their order: the writer, a reader at a full queue, or a flush. It is
@@ -67,7 +78,20 @@ class Buffer:
         self._starting = threading.Lock()
         self._writer: threading.Thread | None = None
 
-    def put(self, *record: Any) -> None:
+    def _quick(self) -> Callable[[Any, str, str, float, float], None]:
+        """What :attr:`access` is: :meth:`put` without a look into any object, as it is on the way of every read."""
+        queue, room, append = self._queue, self._room, self._queue.append
+
+        def access(context: Any, fragment: str, outcome: str, until: float, now: float) -> None:
+            if len(queue) >= room:
+                self._make_room()
+            append((context, fragment, outcome, until, now))
+            if not self._awake:
+                self._rouse()
+
+        return access
+
+    def put(self, record: Record) -> None:
         """Queue *record*; where the queue is full, help to write it off.
 
         Raises
@@ -178,14 +202,14 @@ class Buffer:
     def _gather(self) -> bytes:
         """The lines of the oldest records, as many as one write takes."""
         queue, render, most = self._queue, self._render, self._sink.most
-        lines: list[bytes] = []
+        lines: list[str] = []
         size = 0
         while queue:
             record = queue.popleft()
             line = render(record)
             size += len(line)
             if size > most and lines:
-                queue.appendleft((line,))
+                queue.appendleft(line)
                 break
             lines.append(line)
-        return b"".join(lines)
+        return "".join(lines).encode()

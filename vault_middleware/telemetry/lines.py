@@ -10,20 +10,25 @@ import functools
 import re
 import time
 from collections.abc import Callable
-from json.encoder import encode_basestring_ascii as _json
-from typing import Final, Protocol, TypeVar
+from json.encoder import encode_basestring_ascii as escaped
+from math import floor
+from operator import itemgetter
+from typing import Any, Final, TypeVar
 
 __all__ = [
     "NOBODY",
     "PATH",
     "REASON",
     "TEXT",
-    "Described",
     "Identity",
     "access_lines",
     "asked",
+    "copied",
+    "described",
+    "escaped",
     "number",
     "other",
+    "request_id",
     "text",
 ]
 
@@ -41,41 +46,42 @@ BOUND = 1e15
 
 R = TypeVar("R")
 
-#: What an audit line says of a request: its id, the client's address, the HTTP method, and where it goes: ``"route"`` and
-#: ``"/items/{id}"``, else ``"path"`` and ``"/items/7"``.
-Described = tuple[str | None, str | None, str | None, str | None, str | None]
-
-
-class Identity(Protocol):
-    """Who asks. It has let go of the request, as the line about it may be written after its end."""
-
-    @property
-    def request_id(self) -> str | None:
-        """What travels to Vault with a fetch, too."""
-
-    def described(self) -> Described:
-        """What the audit line says of it."""
-
-
-class _Nobody:
-    """The application itself, outside any request."""
-
-    request_id: Final = None
-
-    def described(self) -> Described:
-        return None, None, None, None, None
-
-
-NOBODY: Final[Identity] = _Nobody()
+#: Who asks, as it is kept until someone wants to know: the function that renders the part of a line about it, the one that
+#: tells its id, and what the two need, which is not the request, as the line may be written after its end. It is a bare
+#: tuple, as each request that reads makes one, and that takes a third of the time that an object of a class would.
+Identity = tuple[Any, ...]
 
 
 def asked(identity: Identity) -> str:
     """The part of a line about who asks."""
-    request_id, client, method, where, place = identity.described()
-    if request_id and client and method and place and len(method) <= METHOD:
-        part = f',"request_id":{_json(request_id)},"client":{_json(client)},"method":{_json(method)},"{where}":{_json(place)}'
-        if len(part) <= TEXT and "\\" not in part:  # short, and nothing was escaped, as nearly always
-            return part
+    part: str = identity[0](identity)
+    return part
+
+
+def request_id(identity: Identity) -> str | None:
+    """What travels to Vault with a fetch, too."""
+    told: str | None = identity[1](identity)
+    return told
+
+
+def copied(identity: Identity) -> Identity:
+    """The same, found out now: all that it keeps are two texts."""
+    return _PART, _ID, asked(identity), request_id(identity)
+
+
+_PART, _ID = itemgetter(2), itemgetter(3)
+
+
+def described(
+    request_id: str | None, client: str | None, method: str | None, where: str | None, place: str | None
+) -> str:
+    """The part of a line about a request, whatever that is like: each text bounded and escaped.
+
+    Parameters
+    ----------
+    where, place
+        ``"route"`` and ``"/items/{id}"``, else ``"path"`` and ``"/items/7"``; None if it goes nowhere.
+    """
     part = f',"request_id":{text(request_id)},"client":{text(client)},"method":{text(method, METHOD)}'
     return part if where is None else f'{part},"{where}":{text(place, PLACE)}'
 
@@ -87,9 +93,9 @@ def _access_by_millisecond() -> tuple[str, ...]:
 
 
 def access_lines(
-    clock: Callable[[], float], wall: Callable[[], float], finish: Callable[[bytes], R]
-) -> Callable[[str, str, str, float, float], R]:
-    """A function that makes the line of an access, and gives what *finish* makes of it.
+    clock: Callable[[], float], wall: Callable[[], float], write: Callable[[bytes, float], R] | None = None
+) -> Callable[[str, str, str, float, float], R | str]:
+    """A function that makes the line of an access, and hands it to *write* with the time; gives it back where there is none.
 
     It takes the parts about who asks and about the secret, the outcome, and on the monotonic *clock* until when the value is
     good and when it was read. It is on the way of every read, so what it needs is at hand without a look into any object; the
@@ -98,7 +104,7 @@ def access_lines(
     stamp = (float("inf"), "")
     follows = _access_by_millisecond()
 
-    def access(context: str, fragment: str, outcome: str, until: float, read: float) -> R:
+    def access(context: str, fragment: str, outcome: str, until: float, read: float) -> R | str:
         nonlocal stamp
         second, start = stamp  # one object, as threads come here side by side
         past = read - second
@@ -108,17 +114,16 @@ def access_lines(
             start = _start(day)
             stamp = (read - past, start)
         left = until - read
-        whole = int(left) if -BOUND < left < BOUND else "null"  # it may have no end
-        return finish(
-            f'{start}{follows[int(past * 1000)]}{context}{fragment},"outcome":"{outcome}","ttl_left":{whole}}}\n'.encode()
-        )
+        whole = floor(left) if -BOUND < left < BOUND else "null"  # it may have no end
+        line = f'{start}{follows[floor(past * 1000)]}{context}{fragment},"outcome":"{outcome}","ttl_left":{whole}}}\n'
+        return line if write is None else write(line.encode(), read)
 
     return access
 
 
-def other(event: str, rest: str, day: float) -> bytes:
+def other(event: str, rest: str, day: float) -> str:
     """A line of the rarer kind, about *event* at the time *day*."""
-    return f'{_start(day)}{int(day % 1 * 1000):03d}Z","event":"{event}"{rest}}}\n'.encode()
+    return f'{_start(day)}{int(day % 1 * 1000):03d}Z","event":"{event}"{rest}}}\n'
 
 
 def _start(day: float) -> str:
@@ -132,11 +137,15 @@ def text(value: str | None, limit: int = TEXT) -> str:
     value = value[: limit + 1]
     if not value.isascii():
         value = value.encode(errors="replace").decode()  # half a surrogate pair is no text to most readers of JSON
-    rendered = _json(value)
+    rendered = escaped(value)
     if len(rendered) <= limit + 2:
         return rendered
     whole = re.match(_WHOLE, rendered[1 : limit + 1 - len(_CUT)])
     return f'"{whole.group() if whole else ""}{_CUT}"'
+
+
+#: The application itself, outside any request.
+NOBODY: Final[Identity] = _PART, _ID, described(None, None, None, None, None), None
 
 
 def number(value: float | None) -> str:

@@ -67,8 +67,10 @@ class Sink(Protocol):
     @property
     def most(self) -> int: ...
 
-    def write(self, data: bytes, /) -> int:
+    def write(self, data: bytes, now: float | None = None, /) -> int:
         """Write *data*, whole lines of together at most :attr:`most` bytes; how many bytes, in whole lines, were taken.
+
+        *now* is what the time is on the monotonic clock, for who has just looked.
 
         Raises
         ------
@@ -85,7 +87,7 @@ class Off:
 
     most = LINE
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes, _now: float | None = None) -> int:
         """Nothing."""
         return len(data)
 
@@ -103,7 +105,7 @@ class LoggingSink:
         if self._logger.level == logging.NOTSET:
             self._logger.setLevel(logging.INFO)  # or the root's WARNING would drop every line
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes, _now: float | None = None) -> int:
         """See :class:`Sink`; a logger that would drop the line counts as one that cannot take it."""
         logger = self._logger
         if not (logger.isEnabledFor(logging.INFO) and logger.hasHandlers()):
@@ -145,9 +147,11 @@ class _Descriptor:
         self._plain = False
         self._look_at = float("-inf")
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes, now: float | None = None) -> int:
         """See :class:`Sink`."""
-        if self._plain and self._clock() < self._look_at:
+        if now is None:
+            now = self._clock()
+        if self._plain and now < self._look_at:
             try:
                 written = os.write(self._fd, data)
             except OSError:
@@ -156,10 +160,9 @@ class _Descriptor:
                 return written
             if written:
                 return self._cut_short(data, written)
-        return self._write_with_care(data)
+        return self._write_with_care(data, now)
 
-    def _write_with_care(self, data: bytes) -> int:
-        now = self._clock()
+    def _write_with_care(self, data: bytes, now: float) -> int:
         deadline = now if self._stuck else now + BUDGET
         fault = 0
         try:
