@@ -210,7 +210,7 @@ def parts() -> list[Figure]:
         opened(Path(name), "off") as off,
         opened(Path(name), "buffered") as buffered,
     ):
-        request, identity = RequestSecrets(off, SCOPE, asgi_identity), asgi_identity(SCOPE, [])
+        request, identity = RequestSecrets(off, SCOPE, asgi_identity), asgi_identity(SCOPE, 1)
         who, now = asked(identity), time.monotonic()
         fragment = buffered.audit.secret_fragment(buffered.get_secret(STATIC), "static")
         render = access_lines(time.monotonic, time.time)
@@ -218,13 +218,13 @@ def parts() -> list[Figure]:
             {
                 "the accessor, made and closed": (lambda: _request(off), 20_000),
                 "at the gate: look-up, clock, count": (lambda: off.gate.hit(STATIC, False, request), 20_000),
-                "who asks, kept apart from the request": (lambda: asgi_identity(SCOPE, []), 20_000),
+                "who asks, kept apart from the request": (lambda: asgi_identity(SCOPE, 1), 20_000),
                 "a record queued (buffered)": (
                     lambda: buffered.audit.access(identity, fragment, "hit", now, now),
                     5_000,
                 ),
                 "who asks, rendered: id found, all bounded and escaped": (
-                    lambda: asked(asgi_identity(SCOPE, [])),
+                    lambda: asked(asgi_identity(SCOPE, 1)),
                     20_000,
                 ),
                 "the line, rendered": (lambda: render(who, fragment, "hit", now, now), 20_000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -29,16 +30,19 @@ STALE_PIN = 1.0
 #: its thread, as the garbage collector may close what was left open at any time.
 _changing = threading.RLock()
 
+#: Each accessor has a number of its own, which a request without an id gets one from.
+_numbers = itertools.count()
+
 #: What a request has that reads nothing twice, and none that is leased: so that it need not make a dict for it.
 _NO_REPEATS: Final[dict[Key, Repeat]] = {}
 _NO_HOLDS: Final[dict[Holds, None]] = {}
 
 
-def _as_it_is(identity: Identity, _: list[str]) -> Identity:
+def _as_it_is(identity: Identity, _number: int) -> Identity:
     return identity
 
 
-def _nobody(_: object, __: list[str]) -> Identity:
+def _nobody(_request: object, _number: int) -> Identity:
     return NOBODY
 
 
@@ -53,7 +57,8 @@ class RequestSecrets:
     manager
         What it reads from.
     request, identify
-        Who asks, for the audit: what ``identify(request)`` gives once something is read; without a request, nobody.
+        Who asks, for the audit: what ``identify(request, number)`` gives once something is read, where *number* is this
+        accessor's in the process; without a request, nobody.
     """
 
     __slots__ = (
@@ -64,8 +69,8 @@ class RequestSecrets:
         "_closed",
         "_holds",
         "_identify",
-        "_ids",
         "_manager",
+        "_number",
         "_outer",
         "_pins",
         "_plain",
@@ -75,13 +80,13 @@ class RequestSecrets:
     )
 
     def __init__(
-        self, manager: SecretsManager, request: Any = NOBODY, identify: Callable[[Any, list[str]], Identity] = _as_it_is
+        self, manager: SecretsManager, request: Any = NOBODY, identify: Callable[[Any, int], Identity] = _as_it_is
     ) -> None:
         self._manager = manager
         # Who asks: what *identify* makes of the *request*, and only when that is wanted, as many a request reads nothing.
         self._request = request
         self._identify = identify
-        self._ids: list[str] = []
+        self._number = next(_numbers)
         self._clock = manager.clock
         self._allowed: tuple[tuple[str, ...], ...]  # set where a route has an allow-list, and looked at only there
         #: The audit line's part about this request; made at the first read, as little is known and wanted before.
@@ -254,7 +259,7 @@ class RequestSecrets:
     def _introduce(self) -> None:
         """Find out who asks, for the audit."""
         identify = self._identify
-        identity = identify(self._request, self._ids)
+        identity = identify(self._request, self._number)
         self.context = asked(identity) if self._manager.audit.strict else identity
 
     def _again(self, key: Key, dynamic: bool) -> Secret | None:
@@ -337,7 +342,7 @@ class RequestSecrets:
     @property
     def identity(self) -> Identity:
         """Who asks."""
-        return self._identify(self._request, self._ids)
+        return self._identify(self._request, self._number)
 
     def take(self, holds: Holds) -> None:
         """Hold a lease until the request ends."""

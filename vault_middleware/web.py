@@ -18,28 +18,24 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 #: The trace id of a W3C ``traceparent``: version, 32 hex digits, parent id, flags; all zeros is none.
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
+#: A new id begins with these 16 hex digits, which no two processes have in common.
+_process = os.urandom(8).hex()
+
 #: What a client is asked to wait before it tries again, in seconds.
 RETRY_AFTER = 5
 
 
-def request_id(header: str | None, traceparent: str | None) -> str:
-    """The ``X-Request-ID``, else the trace id of ``traceparent``, else a new id."""
+def request_id(header: str | None, traceparent: str | None, number: int) -> str:
+    """The ``X-Request-ID``, else the trace id of ``traceparent``, else a new id: this process's, and *number* in it."""
     if header is not None and _REQUEST_ID.fullmatch(header):
         return header
     if traceparent is not None and (match := _TRACEPARENT.fullmatch(traceparent)):
         return match[1]
-    return os.urandom(16).hex()
+    return f"{_process}{number:016x}"
 
 
-def _kept(ids: list[str], header: str | None, traceparent: str | None) -> str:
-    """See :func:`request_id`; kept in *ids*, so that a new one stays the request's."""
-    if not ids:
-        ids.append(request_id(header, traceparent))
-    return ids[0]  # the same, whichever thread was first
-
-
-def asgi_identity(scope: Mapping[str, Any], ids: list[str]) -> Identity:
-    """Who asks, of a request as its ASGI scope tells it; *ids* is the request's, to keep its id in."""
+def asgi_identity(scope: Mapping[str, Any], number: int) -> Identity:
+    """Who asks, of a request as its ASGI scope tells it; *number* makes an id for one that came without."""
     try:
         return (
             _asgi_asked,
@@ -50,11 +46,11 @@ def asgi_identity(scope: Mapping[str, Any], ids: list[str]) -> Identity:
             scope["method"],
             scope["path"],
             scope.get("route"),
-            ids,
+            number,
         )
     except KeyError:  # over a unix socket there may be no client, and a websocket has no method
         told = map(scope.get, ("type", "headers", "client", "method", "path", "route"))
-        return (_asgi_asked, _asgi_request_id, *told, ids)
+        return (_asgi_asked, _asgi_request_id, *told, number)
 
 
 def _asgi_asked(identity: Identity) -> str:
@@ -85,14 +81,14 @@ def _asgi_asked(identity: Identity) -> str:
 
 def _asgi_request_id(identity: Identity) -> str:
     """See :func:`request_id`."""
-    headers, ids = identity[3], identity[8]
+    headers, number = identity[3], identity[8]
     # Some servers leave the names as they came.
     told = {name.lower(): value.decode("latin-1") for name, value in headers or ()}
-    return _kept(ids, told.get(b"x-request-id"), told.get(b"traceparent"))
+    return request_id(told.get(b"x-request-id"), told.get(b"traceparent"), number)
 
 
-def wsgi_identity(environ: Mapping[str, Any], ids: list[str]) -> Identity:
-    """Who asks, of a request as its WSGI environ tells it; *ids* is the request's, to keep its id in."""
+def wsgi_identity(environ: Mapping[str, Any], number: int) -> Identity:
+    """Who asks, of a request as its WSGI environ tells it; *number* makes an id for one that came without."""
     get = environ.get
     return (
         _wsgi_asked,
@@ -103,7 +99,7 @@ def wsgi_identity(environ: Mapping[str, Any], ids: list[str]) -> Identity:
         get("REQUEST_METHOD"),
         get("SCRIPT_NAME", ""),
         get("PATH_INFO", ""),
-        ids,
+        number,
     )
 
 
@@ -121,7 +117,7 @@ def _wsgi_asked(identity: Identity) -> str:
 
 def _wsgi_request_id(identity: Identity) -> str:
     """See :func:`request_id`."""
-    return _kept(identity[8], identity[2], identity[3])
+    return request_id(identity[2], identity[3], identity[8])
 
 
 def error_response(error: VaultMiddlewareError) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -132,3 +128,12 @@ def error_response(error: VaultMiddlewareError) -> tuple[int, list[tuple[str, st
     if passing:
         headers.append(("retry-after", str(RETRY_AFTER)))
     return status, headers, text
+
+
+def _after_fork() -> None:
+    """In a forked child: ids of its own."""
+    global _process  # noqa: PLW0603
+    _process = os.urandom(8).hex()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -125,7 +125,7 @@ SCOPES = st.fixed_dictionaries(
 
 @given(SCOPES)
 def test_whatever_a_scope_says_its_line_is_one_with_the_id_that_travels_to_vault(scope: dict[str, Any]) -> None:
-    identity = asgi_identity(scope, [])
+    identity = asgi_identity(scope, 7)
     sink = One()
     Audit(sink).access(asked(identity), "", "hit", 1.0, 0.0)
     line = checked(sink.data)

@@ -226,7 +226,7 @@ def test_after_its_end_every_getter_says_so(manager: SecretsManager) -> None:
 
 
 def test_a_request_that_reads_nothing_is_not_looked_at(manager: SecretsManager) -> None:
-    def identify(_request: object, _ids: list[str]) -> Identity:
+    def identify(_request: object, _number: int) -> Identity:
         raise AssertionError
 
     RequestSecrets(manager, object(), identify).close()
@@ -235,9 +235,9 @@ def test_a_request_that_reads_nothing_is_not_looked_at(manager: SecretsManager) 
 def test_threads_that_ask_at_once_agree_on_who_asks(manager: SecretsManager) -> None:
     both = threading.Barrier(2)
 
-    def identify(scope: dict[str, str], ids: list[str]) -> Identity:
+    def identify(scope: dict[str, str], number: int) -> Identity:
         both.wait(10)
-        return asgi_identity(scope, ids)  # without a header its id is a new one
+        return asgi_identity(scope, number)  # without a header its id is a new one
 
     with RequestSecrets(manager, {"type": "http"}, identify) as secrets:
         one, other = in_threads(2, lambda _: secrets.identity)

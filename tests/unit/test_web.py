@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import weakref
 from types import SimpleNamespace
@@ -28,6 +30,10 @@ from vault_middleware.web import RETRY_AFTER, asgi_identity, error_response, req
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+
+
+#: Of the accessors.
+numbers = itertools.count()
 
 
 class Told:
@@ -57,11 +63,11 @@ class Told:
 
 
 def of_scope(scope: dict[str, Any]) -> Told:
-    return Told(asgi_identity(scope, []))
+    return Told(asgi_identity(scope, next(numbers)))
 
 
 def of_environ(environ: dict[str, Any]) -> Told:
-    return Told(wsgi_identity(environ, []))
+    return Told(wsgi_identity(environ, next(numbers)))
 
 
 def asgi(headers: dict[str, str], **more: Any) -> Told:
@@ -118,9 +124,26 @@ def test_a_request_id_that_no_header_may_hold_is_replaced(identity: Any, forged:
     assert identity({"x-request-id": forged, "traceparent": TRACEPARENT}).request_id == TRACE
 
 
+def test_a_forked_child_makes_ids_of_its_own() -> None:
+    def made() -> str:
+        return request_id(None, None, 7)
+
+    before = made()
+    out, into = os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(into, made().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(out, 100).decode()
+    os.close(out)
+    os.close(into)
+    assert re.fullmatch(r"[0-9a-f]{32}", theirs)
+    assert theirs != before == made()
+
+
 def test_a_request_id_of_128_characters_is_the_longest() -> None:
-    assert request_id("x" * 128, None) == "x" * 128
-    assert request_id("x" * 129, None) != "x" * 129
+    assert request_id("x" * 128, None, 0) == "x" * 128
+    assert request_id("x" * 129, None, 0) != "x" * 129
 
 
 @pytest.mark.parametrize(
@@ -137,7 +160,7 @@ def test_a_request_id_of_128_characters_is_the_longest() -> None:
     ids=ascii,
 )
 def test_a_malformed_traceparent_gives_no_trace_id(traceparent: str) -> None:
-    made = request_id(None, traceparent)
+    made = request_id(None, traceparent, 0)
     assert re.fullmatch(r"[0-9a-f]{32}", made)
     assert made not in (TRACE, "0" * 32)
 
