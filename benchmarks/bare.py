@@ -1,8 +1,9 @@
-"""The work that a read cannot leave out, in one function: what bounds ours from below, measured beside it.
+"""The work that a read cannot leave out, in one function each: what bounds ours from below, measured beside it.
 
-No layers, no errors, no leases, no allow-lists, no bounds on what a line holds, no file that is rotated; only what is asked of
-every read: its value checked against the clock, counted without a loss, pinned for the request, and a line about it with the
-request behind it.
+What the contract asks of every read is in it: the value checked against the clock, a lease noticed, the count without a
+loss, the value pinned for the request and for all its threads alike, an end that is noticed, who asks kept apart from the
+request, a bounded queue whose writer is roused, a line with all its fields, bounded and escaped, and a look at the file once a
+second. No layers, no errors, no fetch, no rotation, no allow-lists and no scopes are: where they begin, it gives up.
 """
 
 from __future__ import annotations
@@ -16,20 +17,17 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from json.encoder import encode_basestring_ascii
 from math import floor
-from operator import itemgetter
 from typing import Any
 
 __all__ = ["Bare", "BareMiddleware", "BareRequest"]
-
-_TOLD = itemgetter("headers", "client", "method", "path")
 
 #: The line's parts about a secret, and about nobody.
 _FRAGMENT = (
     ',"secret_path":"api-gateway/api-key","kind":"static","version":3,"lease":null,'
     '"vault_request_id":"0af7651916cd43dd8448eb211c80319c"'
 )
-_MILLISECONDS = [f"{number:03d}" for number in range(1000)]
 _NOBODY = ',"request_id":null,"client":null,"method":null'
+_MILLISECONDS = [f"{number:03d}" for number in range(1000)]
 
 #: What the server answers to a read.
 _ANSWER = (
@@ -38,15 +36,22 @@ _ANSWER = (
     b'"deletion_time":"","destroyed":false,"version":3}},"wrap_info":null,"warnings":null,"auth":null}'
 )
 
+#: As many records may wait as the queue is ever given between two flushes.
+_ROOM = 100_000
+
 _current: ContextVar[BareRequest] = ContextVar("bare")
+_numbers = itertools.count()
 
 
 class _Entry:
-    __slots__ = ("secret", "until")
+    __slots__ = ("fragment", "last_read", "lease", "secret", "until")
 
     def __init__(self, secret: Any) -> None:
         self.secret = secret
         self.until = time.monotonic() + 1e9
+        self.lease = None
+        self.fragment = _FRAGMENT
+        self.last_read = 0.0
 
 
 class Bare:
@@ -57,18 +62,28 @@ class Bare:
         self.numbers = itertools.count()
         self.strict = strict
         self.file = file
-        self.queue: deque[tuple[Any, float, float]] = deque()
-        self.second = time.monotonic() - 0.5  # it lasts for ever, where others find the time of day anew each second
+        self.queue: deque[tuple[Any, str, str, float, float]] = deque()
+        self.awake = True
+        self.look_at = float("inf")  # when to look whether the file is still there
+        # It lasts for ever, where others find the time of day anew each second.
+        self.second = time.monotonic() - 0.5, '{"time":"2026-01-01T10:00:00.'
 
     def get_secret(self, path: str) -> Any:
         """Outside a request, strict."""
-        entry = self.entries[path]
+        entry = self.entries.get(path)
         now = time.monotonic()
-        if now >= entry.until:
+        if entry is None or now >= entry.until or entry.lease is not None:
             raise LookupError(path)
+        entry.last_read = now
         next(self.numbers)
-        os.write(self.file, _line(_NOBODY, now - self.second, entry.until - now).encode())
+        self.write(_NOBODY, entry, now)
         return entry.secret
+
+    def write(self, asked: str, entry: _Entry, now: float) -> None:
+        """The line of an access, at once."""
+        line = _line(self.second, asked, entry.fragment, "hit", entry.until, now).encode()
+        if now >= self.look_at or os.write(self.file, line) < len(line):
+            raise OSError
 
     def refresh(self, path: str) -> None:
         """Another value took the place of the one at *path*: the server's answer, read and published."""
@@ -79,8 +94,8 @@ class Bare:
         lines: list[str] = []
         size = 0
         while self.queue:
-            told, now, left = self.queue.popleft()
-            lines.append(_line(_asked(told), now - self.second, left))
+            told, fragment, outcome, until, now = self.queue.popleft()
+            lines.append(_line(self.second, _asked(told), fragment, outcome, until, now))
             size += len(lines[-1])
             if size > 65_000:
                 os.write(self.file, "".join(lines).encode())
@@ -91,13 +106,16 @@ class Bare:
 class BareRequest:
     """What one request has of it."""
 
-    __slots__ = ("_cache", "_pins", "_repeats", "_scope")
+    __slots__ = ("_cache", "_number", "_open", "_pins", "_repeats", "_scope", "_told")
 
     def __init__(self, cache: Bare, scope: dict[str, Any]) -> None:
         self._cache = cache
-        self._scope = scope
+        self._scope: Any = scope
+        self._number = next(_numbers)
+        self._told: Any = None
         self._pins: dict[str, _Entry] = {}
         self._repeats: dict[str, _Entry] = {}
+        self._open = True
 
     def get_secret(
         self, path: str, *, version: int | None = None, fresh: bool = False, timeout: float | None = None
@@ -108,23 +126,45 @@ class BareRequest:
             next(self._cache.numbers)
             return repeat.secret
         cache = self._cache
-        entry = cache.entries[path]
+        entry = cache.entries.get(path)
         now = time.monotonic()
-        if now >= entry.until:
+        if entry is None or now >= entry.until or entry.lease is not None or fresh or not self._open:
             raise LookupError(path)
-        next(cache.numbers)
-        told = _TOLD(self._scope)
-        if cache.strict:
-            os.write(cache.file, _line(_asked(told), now - cache.second, entry.until - now).encode())
-        else:
-            cache.queue.append((told, now, entry.until - now))
         if path in self._pins:
             self._repeats[path] = entry
-        self._pins[path] = entry
-        return entry.secret
+        entry.last_read = now
+        next(cache.numbers)
+        told = self._told
+        if told is None:
+            scope = self._scope
+            told = self._told = (
+                scope["type"],
+                scope["headers"],
+                scope["client"],
+                scope["method"],
+                scope["path"],
+                scope.get("route"),
+                self._number,
+            )
+            if cache.strict:
+                told = self._told = _asked(told)
+        if cache.strict:
+            cache.write(told, entry, now)
+        else:
+            queue = cache.queue
+            if len(queue) >= _ROOM:
+                raise OverflowError
+            queue.append((told, entry.fragment, "hit", entry.until, now))
+            if not cache.awake:
+                raise RuntimeError
+        if self._pins.setdefault(path, entry) is entry and self._open:
+            return entry.secret
+        raise LookupError(path)
 
     def close(self) -> None:
         """The end of the request."""
+        self._open = False
+        self._scope = None
         self._pins.clear()
 
 
@@ -147,21 +187,24 @@ class BareMiddleware:
 
 
 def _asked(told: tuple[Any, ...]) -> str:
-    headers, client, method, path = told
+    kind, headers, client, method, path, route, number = told
+    if route is not None or kind != "http":
+        raise LookupError(number)
     for name, value in headers:
-        if name == b"x-request-id":
-            asks = encode_basestring_ascii(value.decode())
-            break
-    else:
-        raise LookupError(headers)
-    return (
-        f',"request_id":{asks},"client":{encode_basestring_ascii(client[0])},"method":{encode_basestring_ascii(method)}'
-        f',"path":{encode_basestring_ascii(path)}'
-    )
+        if name == b"x-request-id" and len(value) <= 128 and value.replace(b"-", b"").isalnum():
+            part = (
+                f',"request_id":"{value.decode()}","client":{encode_basestring_ascii(client[0])}'
+                f',"method":{encode_basestring_ascii(method)},"path":{encode_basestring_ascii(path)}'
+            )
+            if len(part) <= 192 and len(method) <= 32 and "\\" not in part:
+                return part
+    raise LookupError(headers)
 
 
-def _line(asked: str, past: float, left: float) -> str:
+def _line(second: tuple[float, str], asked: str, fragment: str, outcome: str, until: float, now: float) -> str:
+    begin, start = second
+    past = (now - begin) % 1.0
     return (
-        f'{{"time":"2026-01-01T10:00:00.{_MILLISECONDS[floor(past * 1000) % 1000]}Z","event":"secret_access"{asked}{_FRAGMENT}'
-        f',"outcome":"hit","ttl_left":{floor(left)}}}\n'
+        f'{start}{_MILLISECONDS[floor(past * 1000)]}Z","event":"secret_access"{asked}{fragment}'
+        f',"outcome":"{outcome}","ttl_left":{floor(until - now)}}}\n'
     )

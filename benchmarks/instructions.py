@@ -75,6 +75,7 @@ def _work() -> None:
     from vault_middleware.telemetry.buffer import Buffer  # noqa: PLC0415
     from vault_middleware.web import asgi_identity  # noqa: PLC0415
 
+    from .bare import Bare, BareRequest  # noqa: PLC0415
     from .peers import LockFree  # noqa: PLC0415
     from .reads import SCOPE, opened  # noqa: PLC0415
     from .requests import _asgi, application  # noqa: PLC0415
@@ -95,6 +96,17 @@ def _work() -> None:
 
             return one
 
+        bare, bare_strict = (Bare(STATIC, os.open(os.devnull, os.O_WRONLY), strict=mode) for mode in (False, True))
+
+        def bare_first(cache: Bare, read: bool = True) -> Callable[[], None]:
+            def one() -> None:
+                secrets = BareRequest(cache, SCOPE)
+                if read:
+                    secrets.get_secret(STATIC)
+                secrets.close()
+
+            return one
+
         works: dict[str, Callable[[], object]] = {
             "empty": lambda: None,
             "floor": lambda: floor.get_secret(STATIC),
@@ -104,6 +116,9 @@ def _work() -> None:
             "request, one read, strict": first(strict),
             "outside, strict": lambda: strict.get_secret(STATIC),
             "outside, leased": lambda: strict.get_dynamic_secret(DYNAMIC),
+            "bare work, nothing read": bare_first(bare, False),
+            "bare work, one read, buffered": bare_first(bare),
+            "bare work, one read, strict": bare_first(bare_strict),
             "Starlette, bare": _asgi(application(None)),
             "Starlette, not reading": _asgi(application(buffered)),
             "Starlette, one read, buffered": _asgi(application(buffered, read=True)),

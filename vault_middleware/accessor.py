@@ -136,9 +136,12 @@ class RequestSecrets:
                 return repeat.secret
         elif self._plain and not fresh and key not in self._pins:
             # A first read that hits: as below, but without the calls on the way.
+            manager = self._manager
             if not self.context:
-                self._introduce()
-            hit = self._manager.hit
+                identify = self._identify
+                identity = identify(self._request, self._number)
+                self.context = asked(identity) if manager.audit.strict else identity
+            hit = manager.hit
             entry = hit(key, False, self)
             if entry is not None:
                 if self._pins.setdefault(key, entry) is entry and self._plain:
