@@ -169,8 +169,8 @@ def _figures(found: dict[str, float]) -> list[Figure]:
             "≤ 4",
             times("first, buffered"),
             buffered <= 4,
-            "the accessor, made and closed, is in it; six Python calls from getter to queue; who asks is found out and kept; "
-            "pin, count, clock and record are each one call into C",
+            "four Python calls from getter to queue, who asks kept apart from the request, a pin; clock, count and record, "
+            "one call into C each",
             bare("buffered"),
         ),
         Figure(

@@ -65,12 +65,13 @@ lock, a count, or an audit line. CPU time is that of the reading thread unless i
 """
 
 _REASONS = """
-**The bare work** is what no read can leave out, written as one function (`benchmarks/bare.py`): the value checked against the
-clock, counted without a loss whatever thread it is on, pinned for the request, and a line about it with the request behind it,
-strictly before it is handed over. It has no layers, no errors, no leases that are held against a rotation, no allow-lists, no
-scopes, no bounds on a line, no file that is rotated. Where even that is past a goal, plain code does
-not reach it on this machine and Python; what ours takes beyond it is what the package adds, and where there may be something
-to gain still.
+**The bare work** is what the contract asks of a read that hits, written as one function (`benchmarks/bare.py`): the value
+checked against the clock, a lease noticed, the read counted without a loss whatever thread it is on, the value pinned for all
+threads of the request, its end noticed, who asks kept apart from the request, a bounded queue whose writer is roused, and a
+line with all its fields, each bounded and escaped, strictly before the value is handed over. It has no layers, no errors, no
+fetch, no rotation, no allow-lists and no scopes: it gives up where they begin. Where even that is past a goal, the goal is not
+to be had on this machine and Python without leaving out something that is promised. What ours takes beyond it are the rooms
+of the package: a first read passes the accessor, the identity, the gate and the queue or the line, each a function of its own.
 
 The parts of a first read are measured one by one, again and again: in a request they are found less warm, and what waits in
 the queue is not there for the next request to use again, so that together they take more than their sum.

@@ -38,8 +38,8 @@ _NO_REPEATS: Final[dict[Key, Repeat]] = {}
 _NO_HOLDS: Final[dict[Holds, None]] = {}
 
 
-def _as_it_is(identity: Identity, _number: int) -> Identity:
-    return identity
+def _as_it_is(identity: Identity | None, _number: int) -> Identity:
+    return NOBODY if identity is None else identity
 
 
 def _nobody(_request: object, _number: int) -> Identity:
@@ -80,7 +80,7 @@ class RequestSecrets:
     )
 
     def __init__(
-        self, manager: SecretsManager, request: Any = NOBODY, identify: Callable[[Any, int], Identity] = _as_it_is
+        self, manager: SecretsManager, request: Any = None, identify: Callable[[Any, int], Identity] = _as_it_is
     ) -> None:
         self._manager = manager
         # Who asks: what *identify* makes of the *request*, and only when that is wanted, as many a request reads nothing.
@@ -130,7 +130,7 @@ class RequestSecrets:
         key: Key = path if version is None else (path, version)
         repeat = self._repeats.get(key)
         if repeat is not None:
-            clock = self._clock  # an attribute that is called at once takes three times as long to find
+            clock = self._clock  # called where it is, it would take three times as long to find
             if not fresh and clock() < repeat.until:
                 next(repeat.draws)
                 return repeat.secret
@@ -138,8 +138,8 @@ class RequestSecrets:
             # A first read that hits: as below, but without the calls on the way.
             manager = self._manager
             if not self.context:
-                identify = self._identify
-                identity = identify(self._request, self._number)
+                request, identify = self._request, self._identify
+                identity = identify(request, self._number)
                 self.context = asked(identity) if manager.audit.strict else identity
             hit = manager.hit
             entry = hit(key, False, self)
@@ -163,9 +163,11 @@ class RequestSecrets:
             The path answers without a lease; and what :meth:`get_secret` raises.
         """
         repeat = self._repeats.get(path)
-        if repeat is not None and repeat.leased and self._clock() < repeat.until:
-            next(repeat.draws)
-            return repeat.secret  # type: ignore[return-value]
+        if repeat is not None and repeat.leased:
+            clock = self._clock
+            if clock() < repeat.until:
+                next(repeat.draws)
+                return repeat.secret  # type: ignore[return-value]
         if not self._plain and (inner := self._before()) is not None:
             return inner.get_dynamic_secret(path, timeout=timeout)
         secret = self._at_hand(path, True)
@@ -179,9 +181,11 @@ class RequestSecrets:
         """As :meth:`get_secret`, for the event loop: a hit is immediate, a miss does not block it."""
         key: Key = path if version is None else (path, version)
         repeat = self._repeats.get(key)
-        if repeat is not None and not fresh and self._clock() < repeat.until:
-            next(repeat.draws)
-            return repeat.secret
+        if repeat is not None and not fresh:
+            clock = self._clock
+            if clock() < repeat.until:
+                next(repeat.draws)
+                return repeat.secret
         if not self._plain and (inner := self._before()) is not None:
             return await inner.aget_secret(path, version=version, fresh=fresh, timeout=timeout)
         secret = self._at_hand(key, False, fresh)
@@ -192,9 +196,11 @@ class RequestSecrets:
     async def aget_dynamic_secret(self, path: str, *, timeout: float | None = None) -> DynamicSecret:
         """As :meth:`get_dynamic_secret`, for the event loop."""
         repeat = self._repeats.get(path)
-        if repeat is not None and repeat.leased and self._clock() < repeat.until:
-            next(repeat.draws)
-            return repeat.secret  # type: ignore[return-value]
+        if repeat is not None and repeat.leased:
+            clock = self._clock
+            if clock() < repeat.until:
+                next(repeat.draws)
+                return repeat.secret  # type: ignore[return-value]
         if not self._plain and (inner := self._before()) is not None:
             return await inner.aget_dynamic_secret(path, timeout=timeout)
         secret = self._at_hand(path, True)
@@ -261,8 +267,7 @@ class RequestSecrets:
 
     def _introduce(self) -> None:
         """Find out who asks, for the audit."""
-        identify = self._identify
-        identity = identify(self._request, self._number)
+        identity = self.identity
         self.context = asked(identity) if self._manager.audit.strict else identity
 
     def _again(self, key: Key, dynamic: bool) -> Secret | None:
@@ -345,7 +350,8 @@ class RequestSecrets:
     @property
     def identity(self) -> Identity:
         """Who asks."""
-        return self._identify(self._request, self._number)
+        request, identify = self._request, self._identify  # in this order: see close
+        return identify(request, self._number)
 
     def take(self, holds: Holds) -> None:
         """Hold a lease until the request ends."""
@@ -395,8 +401,10 @@ class RequestSecrets:
         if self._closed:
             return
         self._closed, self._plain = True, False
-        # It leads to the request, which leads here: cut, nothing of it has to wait for the garbage collector.
-        self._request, self._identify = None, _nobody
+        # It leads to the request, which leads here: cut, nothing of it has to wait for the garbage collector. Another thread
+        # that finds no request any more finds that nobody asks.
+        self._identify = _nobody
+        self._request = None
         if self._holds:
             for holds in list(self._holds):
                 holds.give_back(self)

@@ -81,10 +81,14 @@ def _asgi_asked(identity: Identity) -> str:
 
 def _asgi_request_id(identity: Identity) -> str:
     """See :func:`request_id`."""
-    headers, number = identity[3], identity[8]
-    # Some servers leave the names as they came.
-    told = {name.lower(): value.decode("latin-1") for name, value in headers or ()}
-    return request_id(told.get(b"x-request-id"), told.get(b"traceparent"), number)
+    headers = list(identity[3] or ())[::-1]  # the first of a name counts
+    told = {name.lower(): value for name, value in headers} | dict(headers)  # some servers leave the names as they came
+    header, traceparent = told.get(b"x-request-id"), told.get(b"traceparent")
+    return request_id(
+        None if header is None else header.decode("latin-1"),
+        None if traceparent is None else traceparent.decode("latin-1"),
+        identity[8],
+    )
 
 
 def wsgi_identity(environ: Mapping[str, Any], number: int) -> Identity:

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -243,6 +244,31 @@ def test_threads_that_ask_at_once_agree_on_who_asks(manager: SecretsManager) -> 
         one, other = in_threads(2, lambda _: secrets.identity)
     assert request_id(one) == request_id(other)
     assert asked(one) == asked(other)
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_request_may_end_while_another_thread_finds_out_who_asks(manager: SecretsManager, when: str) -> None:
+    slot: Any = RequestSecrets.__dict__["_request"]
+
+    class Ending(RequestSecrets):
+        """Ends at a look at its request: before what is found there, or after it."""
+
+        __slots__ = ()
+
+        @property
+        def _request(self) -> object:
+            found = slot.__get__(self)
+            if not self._closed:
+                in_threads(1, lambda _: self.close())
+            return slot.__get__(self) if when == "before" else found
+
+        @_request.setter
+        def _request(self, value: object) -> None:
+            slot.__set__(self, value)
+
+    manager.get_secret(STATIC)
+    with Ending(manager, {"type": "http"}, asgi_identity) as secrets, pytest.raises(AccessorClosed):
+        secrets.get_secret(STATIC)
 
 
 def test_nobody_asks_after_the_end(manager: SecretsManager) -> None:
