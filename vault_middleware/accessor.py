@@ -442,9 +442,8 @@ def current_secrets() -> RequestSecrets:
     return secrets
 
 
-def activate(secrets: RequestSecrets) -> Token[RequestSecrets]:
-    """Make *secrets* what :func:`current_secrets` gives, until :func:`deactivate`."""
-    return _current.set(secrets)
+#: Makes an accessor what :func:`current_secrets` gives, until :func:`deactivate` gets the token that it returned.
+activate: Final[Callable[[RequestSecrets], Token[RequestSecrets]]] = _current.set
 
 
 def deactivate(token: Token[RequestSecrets]) -> None:
