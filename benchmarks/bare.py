@@ -187,14 +187,17 @@ class BareMiddleware:
 
 
 def _asked(told: tuple[Any, ...]) -> str:
-    kind, headers, client, method, path, route, number = told
-    if route is not None or kind != "http":
+    kind, headers, client, method, place, route, number = told
+    if kind != "http":
         raise LookupError(number)
+    where = "path"
+    if route is not None:
+        where, place = "route", route.path
     for name, value in headers:
         if name == b"x-request-id" and len(value) <= 128 and value.replace(b"-", b"").isalnum():
             part = (
                 f',"request_id":"{value.decode()}","client":{encode_basestring_ascii(client[0])}'
-                f',"method":{encode_basestring_ascii(method)},"path":{encode_basestring_ascii(path)}'
+                f',"method":{encode_basestring_ascii(method)},"{where}":{encode_basestring_ascii(place)}'
             )
             if len(part) <= 192 and len(method) <= 32 and "\\" not in part:
                 return part
