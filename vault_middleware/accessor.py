@@ -1,41 +1,27 @@
-"""RequestSecrets: lives with one request, pins what it has read, and gives it back when the request ends."""
+"""RequestSecrets: lives with one request, reads for it, and gives back what it holds when the request ends."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import Any, Final
 
 from .cache import Entry, Key
-from .engine.repeats import Repeat
 from .errors import AccessorClosed
 from .holds import Holds
 from .manager import SecretsManager
+from .pins import NO_HOLDS, NO_REPEATS, Pins
 from .secret import DynamicSecret, Secret
-from .telemetry.audit import Context
 from .telemetry.lines import NOBODY, Identity, asked, request_id
 
 __all__ = ["RequestSecrets", "activate", "current_secrets", "deactivate"]
 
 _current: ContextVar[RequestSecrets] = ContextVar("vault_middleware.secrets")
 
-#: How long a request goes on with a stale value before it asks again whether the server is back, in seconds.
-STALE_PIN = 1.0
-
-#: Held while what a request has pinned changes in more than one place; not by a read that hits. It can be taken again by
-#: its thread, as the garbage collector may close what was left open at any time.
-_changing = threading.RLock()
-
 #: Each accessor has a number of its own, which a request without an id gets one from.
 _numbers = itertools.count()
-
-#: What a request has that reads nothing twice, and none that is leased: so that it need not make a dict for it.
-_NO_REPEATS: Final[dict[Key, Repeat]] = {}
-_NO_HOLDS: Final[dict[Holds, None]] = {}
 
 
 def _as_it_is(identity: Identity | None, _number: int) -> Identity:
@@ -46,7 +32,7 @@ def _nobody(_request: object, _number: int) -> Identity:
     return NOBODY
 
 
-class RequestSecrets:
+class RequestSecrets(Pins):
     """The secrets as one request sees them.
 
     Within the request a path gives the same object while that is valid, so that user and password never come from two
@@ -65,18 +51,12 @@ class RequestSecrets:
         "__weakref__",
         "_allowed",
         "_beside",
-        "_clock",
         "_closed",
-        "_holds",
         "_identify",
-        "_manager",
         "_number",
         "_outer",
-        "_pins",
         "_plain",
-        "_repeats",
         "_request",
-        "context",
     )
 
     def __init__(
@@ -89,12 +69,10 @@ class RequestSecrets:
         self._number = next(_numbers)
         self._clock = manager.clock
         self._allowed: tuple[tuple[str, ...], ...]  # set where a route has an allow-list, and looked at only there
-        #: The audit line's part about this request; made at the first read, as little is known and wanted before.
-        self.context: Context = ""
-        # What was read once, and of that what was read again.
-        self._pins: dict[Key, Entry] = {}
-        self._repeats = _NO_REPEATS
-        self._holds = _NO_HOLDS
+        self.context = ""  # made at the first read, as little is known and wanted before
+        self._pins = {}
+        self._repeats = NO_REPEATS
+        self._holds = NO_HOLDS
         self._closed = False
         # Neither closed, nor was ever a scope opened: what its pins and the cache have is its own to give.
         self._plain = True
@@ -270,75 +248,15 @@ class RequestSecrets:
         identity = self.identity
         self.context = asked(identity) if self._manager.audit.strict else identity
 
-    def _again(self, key: Key, dynamic: bool) -> Secret | None:
-        """The secret, if the request has read it and it is still valid."""
-        entry = self._pins.get(key)
-        if entry is None or self._clock() >= entry.fresh_until or (dynamic and entry.holds is None):
-            return None
-        repeat = self._repeated(key, entry, entry.fresh_until)
-        if repeat is None:
-            return None
-        next(repeat.draws)
-        return repeat.secret
-
     def _keep(self, key: Key, entry: Entry, fresh: bool = False) -> Secret:
         """Pin *entry* for the rest of the request, unless another thread of it has pinned a valid one meanwhile."""
         if self._beside is not None:  # a scope was opened meanwhile
             return self._beside._keep(key, entry, fresh)
-        pinned = self._pins.setdefault(key, entry)
-        if pinned is not entry:
-            same_kind = (pinned.holds is None) is (entry.holds is None)
-            if same_kind and not fresh and self._clock() < pinned.fresh_until:
-                return pinned.secret
-            self._unpin(key, pinned, entry)
-        if entry.last_read >= entry.fresh_until:
-            # In an outage: a stale value is looked at again now and then, not for each of its reads.
-            self._repeated(key, entry, min(entry.stale_until, entry.last_read + STALE_PIN))
+        kept = self._pinned(key, entry, fresh)
         if self._closed:  # it ended meanwhile, in another thread
             self._let_go()
             self._before()
-        return entry.secret
-
-    def _repeated(self, key: Key, entry: Entry, until: float) -> Repeat | None:
-        """From now on repeat reads of *key* are answered at the top of the getters; None if it is pinned no more."""
-        repeat = Repeat(entry, until, self._manager.hits)
-        with _changing:
-            if self._pins.get(key) is not entry:
-                return None
-            before = self._repeats.get(key)
-            if before is not None and before.until >= until:  # another thread was faster
-                return before
-            if self._repeats is _NO_REPEATS:
-                self._repeats = {}
-            self._repeats[key] = repeat
-        if before is not None:
-            self._report(before)
-        return repeat
-
-    def _unpin(self, key: Key, entry: Entry, instead: Entry | None = None) -> None:
-        """Pin *entry* no more, if it still is, but *instead*."""
-        with _changing:
-            if self._pins.get(key) is entry:
-                del self._pins[key]
-            if instead is not None:
-                self._pins[key] = instead
-            repeat = self._repeats.pop(key, None)
-        if repeat is not None:
-            self._report(repeat)
-
-    def _let_go(self) -> None:
-        """Pin nothing any more."""
-        with _changing:
-            repeats, self._repeats = self._repeats, _NO_REPEATS
-            self._pins.clear()
-        for repeat in list(repeats.values()):
-            self._report(repeat)
-
-    def _report(self, repeat: Repeat) -> None:
-        """One closing line for reads that were answered from the pin."""
-        reads = repeat.reads
-        if reads:
-            self._manager.audit.repeats(self.context, repeat.entry.fragment, reads)
+        return kept.secret
 
     # -- what the gate asks of who reads
 
@@ -355,11 +273,7 @@ class RequestSecrets:
 
     def take(self, holds: Holds) -> None:
         """Hold a lease until the request ends."""
-        holds.take(self)
-        if self._holds is _NO_HOLDS:
-            with _changing:
-                self._holds = {} if self._holds is _NO_HOLDS else self._holds
-        self._holds[holds] = None
+        self._hold(holds)
         if self._closed:  # it ended meanwhile, in another thread
             holds.give_back(self)
             self._before()
@@ -376,10 +290,7 @@ class RequestSecrets:
         self._before()
         if self._beside is None:
             beside = self._within()
-            # Our own pins are its from now on, so that a read within the block does not find them first.
-            with _changing:
-                beside._pins, self._pins = self._pins, {}
-                beside._repeats, self._repeats = self._repeats, _NO_REPEATS
+            self._hand_on(beside)  # or a read within the block would find our own pins first
             self._beside, self._plain = beside, False
         inner = (self._scope_here() or self)._within()  # what a route may read holds within its scopes too
         inner._outer = self
@@ -452,12 +363,3 @@ def deactivate(token: Token[RequestSecrets]) -> None:
         _current.reset(token)
     except ValueError:  # a server may iterate the body in another context than the one that made the response
         return
-
-
-def _after_fork() -> None:
-    """In a forked child: a fresh lock."""
-    global _changing  # noqa: PLW0603
-    _changing = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)

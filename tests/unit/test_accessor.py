@@ -16,8 +16,9 @@ import pytest
 from tests.fakes import DYNAMIC, LEASE, STATIC, Clock, FakeVault, audit_lines, manager_over
 from tests.waiting import eventually, in_threads
 from vault_middleware import DynamicSecret, RequestSecrets, SecretsManager, current_secrets
-from vault_middleware.accessor import STALE_PIN, activate, deactivate
+from vault_middleware.accessor import activate, deactivate
 from vault_middleware.errors import AccessorClosed, AuditError, SecretNotDynamic, SecretNotFound
+from vault_middleware.pins import STALE_PIN
 from vault_middleware.telemetry.lines import Identity, asked, request_id
 from vault_middleware.web import asgi_identity
 
