@@ -56,13 +56,13 @@ def asgi_identity(scope: Mapping[str, Any], number: int) -> Identity:
 def _asgi_asked(identity: Identity) -> str:
     """Its id, the address that the server saw, the method or ``WEBSOCKET``, and the route if it is told, else the path."""
     _, _, kind, headers, client, method, place, route, _ = identity
-    where = "path"
-    if route is not None and isinstance(path := getattr(route, "path", None), str):
-        where, place = "route", path
     if kind == "websocket":
         method = "WEBSOCKET"
+    where = "path"
     # Nearly always the id consists of letters, digits and dashes, all is short, and nothing has to be escaped.
     try:
+        if route is not None and isinstance(path := route.path, str):
+            where, place = "route", path
         for name, value in headers:
             if name == b"x-request-id":
                 if len(value) > 128 or not value.replace(b"-", b"").isalnum():
@@ -74,7 +74,7 @@ def _asgi_asked(identity: Identity) -> str:
                 if len(part) <= TEXT and len(method) <= METHOD and "\\" not in part:
                     return part
                 break
-    except TypeError:  # there is no client, say
+    except (AttributeError, TypeError):  # a route of another kind, or no client
         pass
     return described(_asgi_request_id(identity), client[0] if client else None, method, where, str(place or ""))
 
