@@ -141,6 +141,23 @@ def test_a_forked_child_makes_ids_of_its_own() -> None:
     assert theirs != before == made()
 
 
+#: A request as most are, for which a line takes the short way.
+USUAL: dict[str, Any] = {"client": ("10.0.0.7", 4711), "method": "GET", "path": "/a"}
+
+
+@pytest.mark.parametrize("length", [1, 128, 129, 140, 200])
+def test_the_line_of_a_usual_request_has_the_id_that_travels_to_vault(length: int) -> None:
+    came = "a" * length
+    told = asgi({"x-request-id": came}, **USUAL)
+    assert (told.request_id == came) is (length <= 128)
+    assert told.described()[1:] == ("10.0.0.7", "GET", "path", "/a")
+
+
+def test_the_method_of_a_usual_request_is_bounded() -> None:
+    told = asgi({"x-request-id": "a"}, **(USUAL | {"method": "M" * 33}))
+    assert told.line["method"] == "M" * 26 + "…"
+
+
 def test_a_request_id_of_128_characters_is_the_longest() -> None:
     assert request_id("x" * 128, None, 0) == "x" * 128
     assert request_id("x" * 129, None, 0) != "x" * 129
