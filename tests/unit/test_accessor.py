@@ -430,8 +430,7 @@ def test_in_an_outage_a_request_goes_on_with_the_stale_value_and_asks_again_afte
 def test_a_scope_sees_what_is_current_and_the_request_keeps_its_own(
     request_secrets: RequestSecrets, manager: SecretsManager, times: int
 ) -> None:
-    for _ in range(times):
-        mine = request_secrets.get_dynamic_secret(DYNAMIC)
+    mine, *_ = [request_secrets.get_dynamic_secret(DYNAMIC) for _ in range(times)]
     now = rotate(manager)
     with request_secrets.scope() as message:
         assert message.get_dynamic_secret(DYNAMIC)["username"] == now["username"]
