@@ -173,6 +173,6 @@ def manager_over(
 
 
 def audit_lines(audit: Path, event: str) -> list[dict[str, Any]]:
-    """The lines about *event*, so far."""
-    lines = [json.loads(text) for text in audit.read_text().splitlines()]
+    """The lines about *event*, so far; one that is being written is none yet."""
+    lines = [json.loads(text) for text in audit.read_text().rpartition("\n")[0].splitlines()]
     return [line for line in lines if line["event"] == event]

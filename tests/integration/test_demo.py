@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vault_middleware.cli.demo import Demo
+
 STEPS = [
     "OpenBao at http://127.0.0.1:",
     "Log-in with the service-account token at {login}, as role api-gateway",
@@ -69,6 +71,14 @@ def shows_every_step(done: subprocess.CompletedProcess[str], login: str) -> None
         assert found >= 0, f"{step!r} is missing or out of order in:\n{done.stdout}"
         position = position if anywhere else found
     assert "Traceback" not in done.stderr
+
+
+def test_a_line_that_is_being_written_is_none_yet(tmp_path: Path) -> None:
+    demo = Demo(once=True, deployment="namespace")
+    demo._audit = tmp_path / "audit.jsonl"
+    assert list(demo._lines()) == []
+    demo._audit.write_text('{"event":"login"}\n{"event":"lease_ro')
+    assert list(demo._lines()) == [{"event": "login"}]
 
 
 def test_the_command_shows_every_step_and_ends_with_0() -> None:

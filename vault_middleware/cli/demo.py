@@ -194,7 +194,7 @@ class Demo:
     def _audit_lines(self) -> None:
         self._say("\nThe audit log (no value, no token, leases as salted hashes):")
         shown: set[tuple[str, str]] = set()
-        for text in self._audit.read_text().splitlines():
+        for text in self._written():
             line = json.loads(text)
             kind = (line["event"], line.get("outcome", ""))
             if kind not in shown:
@@ -249,11 +249,15 @@ class Demo:
         print(f"  ✓ {time.monotonic() - self._began:5.1f} s  {text}", flush=True)
 
     def _lines(self, event: str | None = None) -> Iterator[dict[str, Any]]:
-        if self._audit.exists():
-            for text in self._audit.read_text().splitlines():
-                line = json.loads(text)
-                if event is None or line["event"] == event:
-                    yield line
+        for text in self._written():
+            line = json.loads(text)
+            if event is None or line["event"] == event:
+                yield line
+
+    def _written(self) -> list[str]:
+        """The audit lines so far; of one that is being written, a reader may see a part."""
+        whole, _, _ = (self._audit.read_text() if self._audit.exists() else "").rpartition("\n")
+        return whole.splitlines()
 
     def _event(self, event: str) -> dict[str, Any]:
         self._wait(lambda: next(self._lines(event), None), f"the audit line {event!r}")
