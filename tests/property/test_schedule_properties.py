@@ -37,6 +37,12 @@ def test_a_grant_is_short_only_if_it_misses_a_tenth_or_a_second(asked: float, sh
     assert schedule.granted_short(asked, granted) == (asked - granted > min(1.0, 0.1 * asked))
 
 
+@given(st.floats(0.0, 1e6), st.floats(0.0, 1e6))
+def test_a_renewal_ends_when_it_says_unless_it_only_lost_a_fraction_of_a_second(known: float, granted: float) -> None:
+    until = schedule.renewed_until(known, granted)
+    assert until == (known if granted < known < granted + 1.0 else granted)
+
+
 @given(st.integers(1, 10_000), st.floats(-10.0, 1e7), seeds)
 def test_a_wait_after_a_failure_is_in_proportion_to_what_is_left_and_never_under_the_floor(
     failures: int, left: float, seed: int

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from math import floor
 
 import pytest
 
@@ -105,6 +107,42 @@ def test_a_grant_is_short_if_it_misses_a_second_or_a_tenth(duration: float, gran
     world.client.then("renew_lease", lambda: Grant(granted, True, world.now))
     world.run(duration * 0.5)
     assert len(world.of(LeaseRotated)) == rotated
+
+
+def deadlines_at_replacement(world: World) -> list[float]:
+    """A lease of 4 s; what its deadline is at the moment when another is fetched."""
+    deadlines: list[float] = []
+
+    def look() -> None:
+        deadlines.append(world.leased().deadline)
+
+    world.client.lease_ttl = 4
+    world.creds()
+    world.client.then("read", look)
+    return deadlines
+
+
+def test_a_lease_renewed_for_whole_seconds_is_handed_out_until_its_replacement_has_come() -> None:
+    """Near its max TTL as much is left after a renewal as before it, and the server says a fraction less."""
+    world = World(uniform=lambda _low, high: high)
+    deadlines = deadlines_at_replacement(world)
+    until = world.leased().deadline
+    world.client.then("renew_lease", lambda: Grant(floor(world.leased().expires - world.now), True, world.now))
+    world.run(3)
+    assert len(world.of(LeaseRotated)) == 1
+    assert deadlines == [until]
+
+
+def test_a_token_renewed_for_whole_seconds_lets_its_leases_be_handed_out_until_others_have_come() -> None:
+    """As with a lease; what is told of the token cuts short its leases."""
+    world = World(uniform=lambda _low, high: high)
+    world.client.token_ttl = 6
+    deadlines = deadlines_at_replacement(world)
+    token = world.leased().generation.token
+    world.client.then("renew_token", replace(token, lease_duration=1, deadline=token.deadline - 0.6))
+    world.run(5)
+    assert world.client.count("log_in") == 2
+    assert deadlines == [token.deadline]
 
 
 def test_a_renewal_that_says_not_renewable_any_more_replaces_it(world: World) -> None:

@@ -11,7 +11,7 @@ from ..config import SecretConfig
 from ..errors import SecretUnavailable, VaultMiddlewareError, VaultUnavailable
 from ..events import Emit, LeaseRenewalFailed, LeaseRenewed, LeaseRevocationFailed, LeaseRevoked
 from ..renewal.renewer import Renewer
-from ..renewal.schedule import after_outage, granted_short, renewal
+from ..renewal.schedule import after_outage, granted_short, renewal, renewed_until
 from ..retry import FLOOR, Backoff, Uniform, for_lease, for_login
 from ..secret import Lease
 from ..vault.client import Forbidden, Grant, LeaseGone, VaultClient
@@ -124,9 +124,8 @@ class Keeper:
         if isinstance(grant, VaultMiddlewareError):
             return self._renewal_failed(leased, grant, gone=gone, forbidden=forbidden)
         leased.backoff, self._leases.renewals_refused = None, False
-        self._leases.extend(
-            leased, Lease(lease.lease_id, grant.lease_duration, grant.renewable, grant.started + grant.lease_duration)
-        )
+        until = renewed_until(leased.expires, grant.started + grant.lease_duration)
+        self._leases.extend(leased, Lease(lease.lease_id, grant.lease_duration, grant.renewable, until))
         self._emit(LeaseRenewed(leased.path, lease.lease_id, grant.lease_duration))
         if granted_short(leased.issued_for, grant.lease_duration) or not grant.renewable:
             return leased.deadline if leased.holds.draining else self._rotate(leased, "its max TTL is near")

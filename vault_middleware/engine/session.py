@@ -13,7 +13,16 @@ from ..config import SecretConfig
 from ..errors import VaultMiddlewareError, VaultUnavailable
 from ..events import Emit, TokenRenewalFailed, TokenRenewed, TokenRevocationFailed, TokenRevoked
 from ..renewal.renewer import Renewer, Task
-from ..renewal.schedule import after_outage, first_renewal, granted_short, in_time, relogin_margin, renewal, rotation
+from ..renewal.schedule import (
+    after_outage,
+    first_renewal,
+    granted_short,
+    in_time,
+    relogin_margin,
+    renewal,
+    renewed_until,
+    rotation,
+)
 from ..retry import Uniform, for_lease
 from ..vault.client import Token, VaultClient
 from .generation import Generation
@@ -224,6 +233,8 @@ class Session:
         if isinstance(renewed, VaultMiddlewareError):
             return self._renewal_failed(generation, renewed)
         asked = token.lease_duration
+        # Were its end put before what it was, its leases would be handed out no more before there are others.
+        renewed = replace(renewed, deadline=renewed_until(token.deadline, renewed.deadline))
         granted = renewed.deadline - self._clock()
         generation.token, generation.backoff = renewed, None
         self._emit(TokenRenewed(granted))

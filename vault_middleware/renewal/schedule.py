@@ -17,6 +17,7 @@ __all__ = [
     "refresh",
     "relogin_margin",
     "renewal",
+    "renewed_until",
     "rotation",
 ]
 
@@ -64,6 +65,15 @@ def after_outage(left: float, uniform: Uniform) -> float:
 def granted_short(asked: float, granted: float) -> bool:
     """Whether a renewal was cut because the max TTL is near: by more than ``min(1 s, 10 %)`` of what was asked."""
     return granted < asked - min(1.0, 0.1 * asked)
+
+
+def renewed_until(known: float, granted: float) -> float:
+    """Until when something is good that was so until *known*, and has been renewed until *granted*; any one clock.
+
+    Servers tell what is left in whole seconds, cut off: near a max TTL a renewal seems to end up to one second before what
+    was known already, and has taken nothing away.
+    """
+    return known if 0.0 < known - granted < 1.0 else granted
 
 
 def relogin_margin(duration: float) -> float:
